@@ -1,0 +1,1 @@
+"""Answers from your own documents, offline: see README.md."""

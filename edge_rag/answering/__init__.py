@@ -1,0 +1,1 @@
+"""retrieve -> select -> decide -> prompt -> generate -> cite."""

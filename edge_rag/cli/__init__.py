@@ -1,0 +1,1 @@
+"""The edge-rag command. One module for each group of commands: parse, call the library, print."""

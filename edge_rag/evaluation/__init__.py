@@ -1,0 +1,1 @@
+"""Measure retrieval, answers, abstention and speed."""

@@ -1,0 +1,1 @@
+"""One knowledge base: SQLite store, ingest, sync, index generations, doctor."""

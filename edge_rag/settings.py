@@ -1,0 +1,148 @@
+"""Settings: one flat dataclass, read once at the edge and handed down.
+
+A value comes from the first of: command-line flag, EDGE_RAG_<NAME>, the project's .edge_rag/config.toml (in the working
+directory or above it), the user's config.toml, the default here. `edge-rag config show --origin` prints which one it was.
+EDGE_RAG_HOME moves libraries, models and the user's config.toml into one folder, say on a stick.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from edge_rag.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    library: str = "default"  # a name, or a folder (anything with a path separator in it)
+    embedder: str = "all-minilm-l6-v2"  # catalog name; a library keeps the one that it was made with
+    generator: str = "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
+    threads: int = 0  # for models; 0: the physical cores that this process may use
+    chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
+    max_file_mb: int = 256  # larger files are reported, not read
+    candidates: int = 40  # passages fetched by each of lexical and dense search before they are fused
+    passages: int = 4  # passages that the selector keeps for the generator
+    context_tokens: int = 2048  # window of the generator: prompt and answer together
+    answer_tokens: int = 160  # most tokens of an answer
+    confidence: float = -1.0  # abstain below this probability, 0 to 1; -1: the calibrated threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    value: Any
+    source: str  # "flag --library", "EDGE_RAG_THREADS", the path of a config file, or "default"
+
+
+ENV_PREFIX = "EDGE_RAG_"
+# In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
+NOT_SETTINGS = {"EDGE_RAG_HOME", "EDGE_RAG_DATA", "EDGE_RAG_SIMD"}
+
+
+def home_dir() -> Path:
+    """Return the folder that holds libraries and models."""
+    override = os.environ.get("EDGE_RAG_HOME")
+    return Path(override).expanduser() if override else Path(platformdirs.user_data_dir("edge_rag", appauthor=False))
+
+
+def user_config_path() -> Path:
+    if os.environ.get("EDGE_RAG_HOME"):
+        return home_dir() / "config.toml"
+    return Path(platformdirs.user_config_dir("edge_rag", appauthor=False)) / "config.toml"
+
+
+def project_config_path(start: Path | None = None) -> Path | None:
+    """Return the nearest .edge_rag/config.toml in `start` or above it."""
+    folder = (start or Path.cwd()).absolute()
+    for parent in (folder, *folder.parents):
+        candidate = parent / ".edge_rag" / "config.toml"
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def models_dir() -> Path:
+    return home_dir() / "models"
+
+
+def libraries_dir() -> Path:
+    return home_dir() / "libraries"
+
+
+def library_path(library: str) -> Path:
+    """Turn a library's name, or the folder it is in, into its folder."""
+    if "/" in library or os.sep in library or library in (".", ".."):
+        return Path(library).expanduser().absolute()
+    if not library or library.startswith(".") or any(c in library for c in '<>:"|?*\\\0'):
+        raise UsageError(f"{library!r} is no name for a library", mend="use letters and digits, or give a folder: ./NAME")
+    return libraries_dir() / library
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Merge all sources. `flags` maps setting names to values; None means that the flag was not given."""
+    return Settings(**{name: origin.value for name, origin in load_with_origins(flags).items()})
+
+
+def load_with_origins(flags: Mapping[str, Any] | None = None) -> dict[str, Origin]:
+    merged = {f.name: Origin(f.default, "default") for f in fields(Settings)}
+    for path in (user_config_path(), project_config_path()):
+        if path is not None and path.is_file():
+            for name, value in _read_toml(path).items():
+                merged[name] = Origin(_convert(name, value, str(path)), str(path))
+    for variable, text in os.environ.items():
+        if variable.startswith(ENV_PREFIX) and variable not in NOT_SETTINGS:
+            name = variable.removeprefix(ENV_PREFIX).lower()
+            if name not in merged:
+                raise _unknown(name, variable)
+            merged[name] = Origin(_convert(name, text, variable), variable)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            flag = "flag --" + name.replace("_", "-")
+            merged[name] = Origin(_convert(name, value, flag), flag)
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}", mend=f"edit {path}") from error
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    kinds = {f.name: type(f.default) for f in fields(Settings)}
+    if name not in kinds:
+        raise _unknown(name, source)
+    kind = kinds[name]
+    try:
+        if isinstance(value, bool) or (isinstance(value, float) and kind is int):
+            raise ValueError
+        converted = kind(value)
+    except (TypeError, ValueError) as error:
+        kind_name = {int: "a whole number", float: "a number", str: "a text"}[kind]
+        raise UsageError(f"{source}: {name} is {value!r} and must be {kind_name}", mend=f"correct {source}") from error
+    low, high = _RANGES.get(name, (None, None))
+    if (low is not None and converted < low) or (high is not None and converted > high):
+        raise UsageError(f"{source}: {name} is {value} and must lie between {low} and {high}", mend=f"correct {source}")
+    return converted
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "threads": (0, 1024),
+    "chunk_tokens": (32, 512),
+    "max_file_mb": (1, 1 << 20),
+    "candidates": (1, 10_000),
+    "passages": (1, 1000),
+    "context_tokens": (256, 1 << 20),
+    "answer_tokens": (1, 1 << 16),
+    "confidence": (-1.0, 1.0),
+}
+
+
+def _unknown(name: str, source: str) -> UsageError:
+    known = ", ".join(f.name for f in fields(Settings))
+    return UsageError(f"{source}: there is no setting {name!r}", mend=f"known settings: {known}")
