@@ -4,12 +4,15 @@ Offsets everywhere are Python string indices into `Document.text`, the text as s
 Each protocol has a trivial twin that ships: `testing.HashEmbedder`, `index.FlatIndex`, `answering.KeepTop`, `testing.EchoGenerator`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+# progress(stage, done, total, detail): called often, cheap to ignore; total is 0 while unknown, detail says what is in hand
+Progress = Callable[[str, int, int, str], None]
 
 BlockKind = Literal["heading", "paragraph", "list", "table", "code"]
 
