@@ -291,8 +291,9 @@ def make_odt(parts: list[Part]) -> bytes:
         "office:document-styles",
         "<office:styles>"
         + "".join(
-            f'<style:style style:name="Heading_20_{n}" style:display-name="Heading {n}" style:family="paragraph" '
-            f'style:default-outline-level="{n}"><style:paragraph-properties fo:margin-top="4mm" fo:margin-bottom="2mm"/>'
+            f'<style:style style:name="Heading_20_{n}" style:display-name="Heading {n}" '
+            f'style:family="paragraph" style:default-outline-level="{n}">'
+            f'<style:paragraph-properties fo:margin-top="4mm" fo:margin-bottom="2mm"/>'
             f'<style:text-properties fo:font-weight="bold" fo:font-size="{size}pt"/></style:style>'
             for n, size in ((1, 18), (2, 13))
         )
