@@ -7,23 +7,25 @@ from types import TracebackType
 from typing import Self
 
 from edge_rag.answering import evidence
-from edge_rag.answering.cite import locate
-from edge_rag.answering.history import Turn, retrieve_with_history
+from edge_rag.answering.cite import locate, quote
+from edge_rag.answering.extract import extract
+from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_history
 from edge_rag.answering.prompt import answer_messages
 from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
 from edge_rag.errors import UsageError
-from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Timings
+from edge_rag.interfaces import Answer, Generator, Message, Passage, Selector, Timings
 from edge_rag.library import Filters, Library
 from edge_rag.models import open_generator
 from edge_rag.settings import Settings
 
 NOT_FOUND = "This is not in these documents."
+NEAREST = 2  # quotes given besides the answer
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    messages: list[Message]
+    messages: Sequence[Message]
     tokens: int
     passages: tuple[Passage, ...]  # that fit
     dropped: tuple[Passage, ...]  # that did not
@@ -71,21 +73,31 @@ class Assistant:
         emit = clock.first_piece(on_text)
         if not kept or confidence < self._threshold():
             emit(NOT_FOUND)
-            return self._answer(NOT_FOUND, [], [], confidence, Prompt([], 0, tuple(kept), ()), clock, abstained=True)
-        if self._extractive:
-            text = sentences[0].text.strip() if sentences else kept[0].text
+            prompt, text = Prompt((), 0, tuple(kept), ()), NOT_FOUND
+        elif self._extractive:
+            prompt, text = Prompt((), 0, tuple(kept), ()), extract(sentences)
             emit(text)
-            prompt = Prompt([], 0, tuple(kept), ())
         else:
-            prompt = fit(question, kept, self.generator, self._settings.answer_tokens)
-            pieces = []
-            for piece in self.generator.generate(prompt.messages, max_tokens=self._settings.answer_tokens):
-                emit(piece)
-                pieces.append(piece)
-            text = "".join(pieces).strip()
+            prompt = fit(
+                question, kept, self.generator, self._settings.answer_tokens, earlier_questions(question, history)
+            )
+            text = self._generate(prompt, emit)
         clock.mark("generate")
-        answered, citations = locate(question, text, prompt.passages)
-        return self._answer(text, answered, citations, confidence, prompt, clock)
+        abstained = text == NOT_FOUND
+        answered, citations = ([], []) if abstained else locate(question, text, prompt.passages)
+        return Answer(
+            text=text,
+            abstained=abstained,
+            confidence=confidence,
+            sentences=tuple(answered),
+            citations=tuple(citations),
+            nearest=tuple(quote(s) for s in sentences[:NEAREST]),
+            passages=prompt.passages,
+            dropped=prompt.dropped,
+            prompt_tokens=prompt.tokens,
+            generator="extractive" if self._extractive else self._settings.generator,
+            timings=clock.timings(),
+        )
 
     @property
     def generator(self) -> Generator:
@@ -101,7 +113,9 @@ class Assistant:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _retrieve(self, question: str, filters: Filters | None, history: Sequence[Turn]) -> Retrieval:
@@ -113,38 +127,23 @@ class Assistant:
 
     def _threshold(self) -> float:
         chosen = self._settings.confidence
-        return evidence.threshold(self._library.embedder.fingerprint) if chosen < 0 else chosen
+        return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
 
-    def _answer(
-        self,
-        text: str,
-        sentences: Sequence[AnswerSentence],
-        citations: Sequence[Citation],
-        confidence: float,
-        prompt: Prompt,
-        clock: "_Clock",
-        *,
-        abstained: bool = False,
-    ) -> Answer:
-        return Answer(
-            text=text,
-            abstained=abstained,
-            confidence=confidence,
-            sentences=tuple(sentences),
-            citations=tuple(citations),
-            passages=prompt.passages,
-            dropped=prompt.dropped,
-            prompt_tokens=prompt.tokens,
-            generator="extractive" if self._extractive else self._settings.generator,
-            timings=clock.timings(),
-        )
+    def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
+        pieces = []
+        for piece in self.generator.generate(prompt.messages, max_tokens=self._settings.answer_tokens):
+            emit(piece)
+            pieces.append(piece)
+        return "".join(pieces).strip()
 
 
-def fit(question: str, passages: Sequence[Passage], generator: Generator, answer_tokens: int) -> Prompt:
+def fit(
+    question: str, passages: Sequence[Passage], generator: Generator, answer_tokens: int, earlier: Sequence[str] = ()
+) -> Prompt:
     """Build the prompt from as many of the passages, best first, as leave room for the answer."""
     budget = generator.context_tokens - answer_tokens
     for n in range(len(passages), 0, -1):
-        messages = answer_messages(question, passages[:n])
+        messages = answer_messages(question, passages[:n], earlier)
         tokens = generator.count_tokens(messages)
         if tokens <= budget:
             return Prompt(messages, tokens, tuple(passages[:n]), tuple(passages[n:]))

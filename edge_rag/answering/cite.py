@@ -7,6 +7,7 @@ sentence's content, and quotes it from the stored text. A sentence that no passa
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from edge_rag.answering.evidence import Sentence
 from edge_rag.answering.words import content_words, is_exact
 from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import AnswerSentence, Citation, Passage
@@ -27,7 +28,7 @@ class _Quote:
 
 def locate(question: str, answer: str, passages: Sequence[Passage]) -> tuple[list[AnswerSentence], list[Citation]]:
     """Split an answer into sentences, and cite for each the quote that supports it best."""
-    quotes = [quote for passage in passages for quote in _quotes(passage)]
+    quotes = [found for passage in passages for found in _quotes(passage)]
     asked = frozenset(content_words(question))
     sentences: list[AnswerSentence] = []
     citations: list[Citation] = []
@@ -42,22 +43,29 @@ def locate(question: str, answer: str, passages: Sequence[Passage]) -> tuple[lis
     return sentences, citations
 
 
+def quote(sentence: Sentence) -> Citation:
+    """Quote a sentence of a passage as it stands."""
+    p = sentence.passage
+    start, end = _trim(p.text, sentence.start, sentence.end)
+    return Citation(p.document, p.page, p.start + start, p.start + end, p.text[start:end], p.chunk_id, None)
+
+
 def _best_quote(sentence: str, asked: frozenset[str], quotes: Sequence[_Quote]) -> _Quote | None:
     said = frozenset(content_words(sentence))
     # What the sentence adds to the question is what needs proof: anyone can repeat a question.
     new = said - asked or said
     best, best_score = None, 0.0
-    for quote in quotes:
-        if any(is_exact(word) and word not in quote.words for word in new):
+    for candidate in quotes:
+        if any(is_exact(word) and word not in candidate.words for word in new):
             continue
-        support = len(new & quote.words) / len(new)
+        support = len(new & candidate.words) / len(new)
         if support < MIN_SUPPORT:
             continue
         # Among quotes that hold the new words, prefer the one about what was asked, then the tighter one.
-        about = len(asked & quote.words) / max(1, len(asked))
-        score = support + about - 0.01 * (quote.end - quote.start) / 100
+        about = len(asked & candidate.words) / max(1, len(asked))
+        score = support + about - 0.01 * (candidate.end - candidate.start) / 100
         if best is None or score > best_score:
-            best, best_score = quote, score
+            best, best_score = candidate, score
     return best
 
 
@@ -79,14 +87,7 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _citation(quote: _Quote, sentence: int) -> Citation:
-    p = quote.passage
-    return Citation(
-        document=p.document,
-        page=p.page,
-        start=quote.start,
-        end=quote.end,
-        quote=p.text[quote.start - p.start : quote.end - p.start],
-        chunk_id=p.chunk_id,
-        sentence=sentence,
-    )
+def _citation(found: _Quote, sentence: int) -> Citation:
+    p = found.passage
+    text = p.text[found.start - p.start : found.end - p.start]
+    return Citation(p.document, p.page, found.start, found.end, text, p.chunk_id, sentence)

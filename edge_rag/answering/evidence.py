@@ -47,6 +47,7 @@ class Signals:
 # Fitted by `edge-rag bench abstain`: (bias, one weight for each signal), and the threshold with equal error rates on train.
 WEIGHTS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 THRESHOLD = 0.5
+FITTED_WITH = ""  # fingerprint of the embedder
 
 
 def rank_sentences(
@@ -78,6 +79,11 @@ def signals(
         covered=max((len(asked & h) / len(asked) for h in held), default=0.0),
         names_covered=len(names & everywhere) / len(names) if names else 1.0,
     )
+
+
+def threshold(embedder: Embedder) -> float:
+    """Return the confidence below which to abstain; 0 with an embedder that the rule was not fitted with."""
+    return THRESHOLD if embedder.fingerprint == FITTED_WITH else 0.0
 
 
 def confidence(s: Signals) -> float:

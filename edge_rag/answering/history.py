@@ -13,7 +13,9 @@ from edge_rag.answering.words import STOP_WORDS, words
 from edge_rag.interfaces import Answer
 from edge_rag.library import Filters, Library
 
-POINTERS = frozenset("it its he him his she her they them their this that these those there then one ones same other".split())
+POINTERS = frozenset(
+    "it its he him his she her they them their this that these those there then one ones same other".split()
+)
 TURNS_KEPT = 2
 
 
@@ -32,11 +34,13 @@ def leans_on_history(question: str) -> bool:
 
 def with_history(question: str, history: Sequence[Turn]) -> str:
     """Return the question with what the last turns were about put before it."""
-    subjects = [turn.question for turn in history[-TURNS_KEPT:]]
-    last = history[-1].answer
-    if last.citations:
-        subjects.append(last.citations[0].quote)
-    return " ".join([*subjects, question])
+    cited = [c.quote for c in history[-1].answer.citations[:1]]
+    return " ".join([*earlier_questions(question, history), *cited, question])
+
+
+def earlier_questions(question: str, history: Sequence[Turn]) -> list[str]:
+    """Return the questions that this one follows up, oldest first; none if it stands alone."""
+    return [turn.question for turn in history[-TURNS_KEPT:]] if leans_on_history(question) else []
 
 
 def retrieve_with_history(

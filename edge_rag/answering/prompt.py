@@ -16,12 +16,16 @@ SYSTEM = (
 )
 
 
-def answer_messages(question: str, passages: Sequence[Passage]) -> list[Message]:
-    """Build the prompt for one question. Texts of passages are data: their line breaks cannot end the passage block early."""
+def answer_messages(question: str, passages: Sequence[Passage], earlier: Sequence[str] = ()) -> list[Message]:
+    """Build the prompt for one question; `earlier` are the questions that it follows up, oldest first.
+
+    Texts of passages are data: white space in them is folded, so they cannot end the passage block or begin a new turn.
+    """
     blocks = [f"Passage {n}{_where(p)}:\n{_flat(p.text)}" for n, p in enumerate(passages, start=1)]
+    talk = [f"Earlier question: {_flat(q)}" for q in earlier]
     return [
         Message("system", SYSTEM),
-        Message("user", "\n\n".join([*blocks, f"Question: {_flat(question)}"])),
+        Message("user", "\n\n".join([*blocks, *talk, f"Question: {_flat(question)}"])),
     ]
 
 

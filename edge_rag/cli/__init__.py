@@ -34,10 +34,14 @@ def root(
     context: typer.Context,
     library: Annotated[
         str | None,
-        typer.Option("--library", "-L", help="Library to use: a name, or a folder such as ./notes.", metavar="NAME|DIR"),
+        typer.Option(
+            "--library", "-L", help="Library to use: a name, or a folder such as ./notes.", metavar="NAME|DIR"
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda v: _print_version(v), help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda v: _print_version(v), help="Print the version.")
+    ] = False,
 ) -> None:
     context.obj = State(library=library, quiet=quiet)
 

@@ -94,7 +94,9 @@ def ask(
     confidence: Annotated[
         float | None, typer.Option(help="Abstain below this probability, 0 to 1.", metavar="P")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the documents do not hold the answer.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if the documents do not hold the answer.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Answer a question from the documents, with citations, or say that they do not hold the answer.

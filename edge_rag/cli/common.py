@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,13 +33,16 @@ class State:
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PathFilter = Annotated[
-    list[str] | None, typer.Option("--path", help="Only documents whose path matches this glob. Repeatable.", metavar="GLOB")
+    list[str] | None,
+    typer.Option("--path", help="Only documents whose path matches this glob. Repeatable.", metavar="GLOB"),
 ]
 TypeFilter = Annotated[
     list[str] | None, typer.Option("--type", help="Only this type: pdf, html, text/csv ... Repeatable.", metavar="TYPE")
 ]
-AfterFilter = Annotated[str | None, typer.Option("--after", help="Only documents dated on or after.", metavar="YYYY-MM-DD")]
-BeforeFilter = Annotated[str | None, typer.Option("--before", help="Only documents dated before.", metavar="YYYY-MM-DD")]
+AfterFilter = Annotated[
+    str | None, typer.Option("--after", help="Only documents dated on or after: 2024, 2024-05 ...", metavar="DATE")
+]
+BeforeFilter = Annotated[str | None, typer.Option("--before", help="Only documents dated before.", metavar="DATE")]
 MetaFilter = Annotated[
     list[str] | None, typer.Option("--meta", help="Only documents with this metadata. Repeatable.", metavar="KEY=VALUE")
 ]
@@ -52,7 +54,9 @@ def settings_of(context: typer.Context, **flags: Any) -> Settings:
 
 
 @contextmanager
-def open_library(context: typer.Context, settings: Settings | None = None, *, create: bool = False) -> "Iterator[Library]":
+def open_library(
+    context: typer.Context, settings: Settings | None = None, *, create: bool = False
+) -> "Iterator[Library]":
     from edge_rag.library import Library
 
     settings = settings or settings_of(context)
@@ -73,18 +77,7 @@ def filters_of(
         if not equals or not key:
             raise UsageError(f"--meta {pair!r} is no KEY=VALUE", mend="for example: --meta author=Ada")
         pairs[key] = value
-    return Filters(
-        paths=tuple(paths or ()), types=tuple(types or ()), after=_day(after), before=_day(before), metadata=pairs
-    )
-
-
-def _day(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError as error:
-        raise UsageError(f"{text!r} is no date", mend="write it as YYYY-MM-DD") from error
+    return Filters(tuple(paths or ()), tuple(types or ()), after or "", before or "", pairs)
 
 
 def print_json(value: Any) -> None:

@@ -104,7 +104,10 @@ def list_documents(
         print_json({"documents": rows})
         return
     for row in rows:
-        print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {row.path}" + (f"  [{'; '.join(row.warnings)}]" if row.warnings else ""))
+        print(
+            f"{row.id:>6}  {row.n_chunks:>5} chunks  {row.path}"
+            + (f"  [{'; '.join(row.warnings)}]" if row.warnings else "")
+        )
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 
@@ -118,7 +121,12 @@ def show(context: typer.Context, document: Which, json: JsonFlag = False) -> Non
     if json:
         print_json(shown)
         return
-    for key, value in {"path": ", ".join(shown.paths), "title": shown.title, "type": shown.media_type, **shown.metadata}.items():
+    for key, value in {
+        "path": ", ".join(shown.paths),
+        "title": shown.title,
+        "type": shown.media_type,
+        **shown.metadata,
+    }.items():
         if value:
             print(f"{key}: {value}", file=sys.stderr)
     print(shown.text)
@@ -126,7 +134,9 @@ def show(context: typer.Context, document: Which, json: JsonFlag = False) -> Non
 
 def remove(
     context: typer.Context,
-    documents: Annotated[list[str], typer.Argument(help="Ids or paths; a folder's path removes all under it.", metavar="ID|PATH...")],
+    documents: Annotated[
+        list[str], typer.Argument(help="Ids or paths; a folder's path removes all under it.", metavar="ID|PATH...")
+    ],
     json: JsonFlag = False,
 ) -> None:
     """Remove documents. They are out of every search at once; `compact` then erases their bytes from the disk.
@@ -160,7 +170,9 @@ def stats(context: typer.Context, json: JsonFlag = False) -> None:
 def doctor(
     context: typer.Context,
     deep: Annotated[bool, typer.Option("--deep", help="Read every text and vector, not only the structure.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Put right what can be; name the files to add again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be; name the files to add again.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Look for damage in the library and for what this machine lacks; exit 1 and name the mending command if there is any.
@@ -241,5 +253,7 @@ def _machine() -> dict[str, str]:
     return {
         "index kernel": simd_kernel(),
         "cores for models": str(physical_cores()),
-        "language model": "llama-cpp-python" if find_spec("llama_cpp") else "none: answers are extracts (pip install 'edge-rag[llm]')",
+        "language model": "llama-cpp-python"
+        if find_spec("llama_cpp")
+        else "none: answers are extracts (pip install 'edge-rag[llm]')",
     }
