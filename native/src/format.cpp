@@ -1,5 +1,6 @@
 // The file: its header, its checksum, and the checks that make its bytes safe to search. FORMAT.md is the description.
 #include "format.h"
+#include "kernels.h"
 
 #include <cfloat>
 #include <cstring>
@@ -141,6 +142,7 @@ ei_status ei_checksum_update(ei_checksum *state, const void *bytes, size_t size)
     ei_checksum s = *state;
     const auto *at = static_cast<const uint8_t *>(bytes);
     for (const uint8_t *end = at + size; at != end; at += EI_CHECKSUM_BLOCK) {
+        EI_PREFETCH(at);
         uint64_t words[8];
         std::memcpy(words, at, sizeof words);
         for (int i = 0; i < 8; i++) s.lanes[i] = rotate_left((s.lanes[i] ^ words[i]) * kMultiplier, 29);
