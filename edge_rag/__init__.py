@@ -1,1 +1,36 @@
-"""Answers from your own documents, offline: see README.md."""
+"""Answers from your own documents, offline, with citations that are true.
+
+>>> from edge_rag import Assistant, Library
+>>> with Library.open("notes") as library, Assistant(library) as assistant:
+...     answer = assistant.ask("When was the lamp replaced?")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_rag.answering import Assistant
+    from edge_rag.errors import EdgeRagError
+    from edge_rag.interfaces import Answer, Citation, Passage
+    from edge_rag.library import Filters, Library
+    from edge_rag.settings import Settings
+
+__all__ = ["Answer", "Assistant", "Citation", "EdgeRagError", "Filters", "Library", "Passage", "Settings"]
+
+# Resolved on first use, so that `edge-rag --help` and a program that needs only a Library load nothing else.
+_HOMES = {
+    "Answer": "edge_rag.interfaces",
+    "Assistant": "edge_rag.answering",
+    "Citation": "edge_rag.interfaces",
+    "EdgeRagError": "edge_rag.errors",
+    "Filters": "edge_rag.library",
+    "Library": "edge_rag.library",
+    "Passage": "edge_rag.interfaces",
+    "Settings": "edge_rag.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edge_rag' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -77,7 +77,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """Proof of one answer sentence, located by the runtime: `quote` stands in the document's stored text at start:end."""
+    """A quote, located by the runtime: it stands in the document's stored text at start:end."""
 
     document: str
     page: int | None
@@ -85,7 +85,7 @@ class Citation:
     end: int
     quote: str
     chunk_id: int
-    sentence: int  # index into Answer.sentences of the sentence that it supports
+    sentence: int | None  # index into Answer.sentences of the sentence that it supports; None in Answer.nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ class Answer:
     confidence: float  # that the passages hold the answer, 0 to 1; below the threshold the answer is an abstention
     sentences: tuple[AnswerSentence, ...]
     citations: tuple[Citation, ...]
+    nearest: tuple[Citation, ...]  # what the documents say that is nearest to the question, whatever the answer says
     passages: tuple[Passage, ...]  # those that the generator was shown, in that order
     dropped: tuple[Passage, ...]  # those that were selected but did not fit the token budget
     prompt_tokens: int

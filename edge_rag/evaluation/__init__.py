@@ -1,1 +1,1 @@
-"""Measure retrieval, answers, abstention and speed."""
+"""Measure what is claimed: abstention, and the speed of ingest, search and answers beside peers."""

@@ -1,0 +1,38 @@
+# make demo    everything from nothing: environment, models, a small library, questions
+# make test    the whole test suite, with linters and types
+# make clean   remove what they made
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# An idle core waits in libgomp's spin loop and takes time from the others: 50 times slower on a busy machine.
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: demo test lint install install-dev clean
+.DEFAULT_GOAL := demo
+
+demo: install
+	@EDGE_RAG_HOME="$(CURDIR)/.demo" PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/samples/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(BIN)/pip
+	@echo "installing edge-rag with a language model; llama.cpp compiles for 2 to 5 minutes the first time" >&2
+	$(BIN)/pip install --quiet '.[llm]'
+
+install-dev: $(BIN)/pip
+	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[llm]'
+
+$(BIN)/pip:
+	@sh tests/preflight.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+clean:
+	rm -rf $(VENV) .demo build dist

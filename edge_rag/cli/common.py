@@ -1,0 +1,159 @@
+"""What every command shares: settings from flags, JSON, progress with an ETA, and errors on one line."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from edge_rag.errors import EdgeRagError, UsageError
+from edge_rag.settings import Settings, library_path, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_rag.interfaces import Progress
+    from edge_rag.library import Filters, Library
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The options that stand before the command."""
+
+    library: str | None
+    quiet: bool
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PathFilter = Annotated[
+    list[str] | None,
+    typer.Option("--path", help="Only documents whose path matches this glob. Repeatable.", metavar="GLOB"),
+]
+TypeFilter = Annotated[
+    list[str] | None, typer.Option("--type", help="Only this type: pdf, html, text/csv ... Repeatable.", metavar="TYPE")
+]
+AfterFilter = Annotated[
+    str | None, typer.Option("--after", help="Only documents dated on or after: 2024, 2024-05 ...", metavar="DATE")
+]
+BeforeFilter = Annotated[str | None, typer.Option("--before", help="Only documents dated before.", metavar="DATE")]
+MetaFilter = Annotated[
+    list[str] | None, typer.Option("--meta", help="Only documents with this metadata. Repeatable.", metavar="KEY=VALUE")
+]
+
+
+def settings_of(context: typer.Context, **flags: Any) -> Settings:
+    state: State = context.obj
+    return load_settings({"library": state.library, **flags})
+
+
+@contextmanager
+def open_library(
+    context: typer.Context, settings: Settings | None = None, *, create: bool = False
+) -> "Iterator[Library]":
+    from edge_rag.library import Library
+
+    settings = settings or settings_of(context)
+    with Library.open(library_path(settings.library), create=create, settings=settings) as library:
+        yield library
+
+
+def filters_of(
+    paths: list[str] | None, types: list[str] | None, after: str | None, before: str | None, meta: list[str] | None
+) -> "Filters | None":
+    if not (paths or types or after or before or meta):
+        return None
+    from edge_rag.library import Filters
+
+    pairs = {}
+    for pair in meta or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--meta {pair!r} is no KEY=VALUE", mend="for example: --meta author=Ada")
+        pairs[key] = value
+    return Filters(tuple(paths or ()), tuple(types or ()), after or "", before or "", pairs)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return round(value, 6)
+    return value
+
+
+def progress_of(context: typer.Context) -> "Progress | None":
+    state: State = context.obj
+    return None if state.quiet else ProgressLine()
+
+
+class ProgressLine:
+    """One line on stderr: stage, count, rate, ETA. Rewritten in place on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._stage = ""
+        self._started = self._printed = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._end_line()
+            self._stage, self._started, self._printed = stage, now, 0.0
+        finished = total > 0 and done >= total
+        if not finished and now - self._printed < (0.1 if self._live else 5.0):
+            return
+        self._printed = now
+        line = f"{stage} {done:,}" + (f"/{total:,}" if total else "") + self._eta(now, done, total)
+        if self._live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print("\r\x1b[K" + f"{line}  {detail}"[: max(20, width - 1)], end="", file=sys.stderr, flush=True)
+        else:
+            print(f"{line}  {detail}", file=sys.stderr, flush=True)
+        if finished:
+            self._end_line()
+
+    def _eta(self, now: float, done: int, total: int) -> str:
+        spent = now - self._started
+        if done <= 0 or total <= done or spent < 1:
+            return ""
+        left = int(spent * (total - done) / done)
+        return f", {left // 60}:{left % 60:02d} left"
+
+    def _end_line(self) -> None:
+        if self._live and self._stage:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._stage = ""
+
+
+def note(context: typer.Context, text: str) -> None:
+    """Say something that is no result."""
+    state: State = context.obj
+    if not state.quiet:
+        print(text, file=sys.stderr)
+
+
+def fail(error: EdgeRagError) -> NoReturn:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+def silence_stdout() -> None:
+    """Keep the interpreter from complaining at exit about a reader that went away (`edge-rag list | head -1`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,259 @@
+"""edge-rag add, sync, list, show, remove, stats, doctor, compact, libraries."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_rag.cli.common import (
+    AfterFilter,
+    BeforeFilter,
+    JsonFlag,
+    MetaFilter,
+    PathFilter,
+    TypeFilter,
+    filters_of,
+    note,
+    open_library,
+    print_json,
+    progress_of,
+    settings_of,
+)
+from edge_rag.settings import libraries_dir, library_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_rag.library import FileProblem
+
+Which = Annotated[str, typer.Argument(help="A document's id or path, as `list` prints them.", metavar="ID|PATH")]
+PROBLEMS_FOUND = 1
+
+
+def register(app: typer.Typer) -> None:
+    for command in (add, sync, show, remove, stats, doctor, compact, libraries):
+        app.command()(command)
+    app.command(name="list")(list_documents)
+
+
+def add(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", metavar="PATH...")],
+    json: JsonFlag = False,
+) -> None:
+    """Read, chunk and index documents. Stop it when you like: the next run goes on where it was.
+
+    Unchanged files are skipped. A file that cannot be read is listed at the end, stops nothing, and makes the exit code 1.
+
+    Example: edge-rag add ~/Documents report.pdf
+    """
+    with open_library(context, create=True) as library:
+        report = library.add(paths, progress=progress_of(context))
+    if json:
+        print_json(report)
+    else:
+        print(report.summary())
+        _print_problems(report.problems)
+    if report.problems:
+        raise typer.Exit(PROBLEMS_FOUND)
+
+
+def sync(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The folder to follow.", metavar="DIR")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Make the library agree with a folder: add, change, rename and remove what was added, changed, renamed and removed there.
+
+    Documents from elsewhere are left alone.
+
+    Example: edge-rag sync ~/Documents --dry-run
+    """
+    with open_library(context, create=not dry_run) as library:
+        report = library.sync(folder, dry_run=dry_run, progress=progress_of(context))
+    if json:
+        print_json(report)
+    else:
+        for verb in ("added", "changed", "renamed", "removed"):
+            for item in getattr(report, verb):
+                print(f"{verb:8} {' -> '.join(item) if isinstance(item, tuple) else item}")
+        print(report.summary())
+        _print_problems(report.problems)
+    if report.problems:
+        raise typer.Exit(PROBLEMS_FOUND)
+
+
+def list_documents(
+    context: typer.Context,
+    path: PathFilter = None,
+    type: TypeFilter = None,
+    after: AfterFilter = None,
+    before: BeforeFilter = None,
+    meta: MetaFilter = None,
+    json: JsonFlag = False,
+) -> None:
+    """List the documents.
+
+    Example: edge-rag list --type pdf
+    """
+    with open_library(context) as library:
+        rows = library.list(filters_of(path, type, after, before, meta))
+    if json:
+        print_json({"documents": rows})
+        return
+    for row in rows:
+        print(
+            f"{row.id:>6}  {row.n_chunks:>5} chunks  {row.path}"
+            + (f"  [{'; '.join(row.warnings)}]" if row.warnings else "")
+        )
+    note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
+
+
+def show(context: typer.Context, document: Which, json: JsonFlag = False) -> None:
+    """Print a document's stored text and what is known of it.
+
+    Example: edge-rag show 12
+    """
+    with open_library(context) as library:
+        shown = library.show(document)
+    if json:
+        print_json(shown)
+        return
+    for key, value in {
+        "path": ", ".join(shown.paths),
+        "title": shown.title,
+        "type": shown.media_type,
+        **shown.metadata,
+    }.items():
+        if value:
+            print(f"{key}: {value}", file=sys.stderr)
+    print(shown.text)
+
+
+def remove(
+    context: typer.Context,
+    documents: Annotated[
+        list[str], typer.Argument(help="Ids or paths; a folder's path removes all under it.", metavar="ID|PATH...")
+    ],
+    json: JsonFlag = False,
+) -> None:
+    """Remove documents. They are out of every search at once; `compact` then erases their bytes from the disk.
+
+    Example: edge-rag remove 12 old/report.pdf
+    """
+    with open_library(context) as library:
+        removed = [path for document in documents for path in library.remove(document)]
+    if json:
+        print_json({"removed": removed})
+        return
+    for path in removed:
+        print(f"removed {path}")
+    note(context, "erase their bytes from the disk with: edge-rag compact")
+
+
+def stats(context: typer.Context, json: JsonFlag = False) -> None:
+    """Print what the library holds.
+
+    Example: edge-rag stats --json
+    """
+    with open_library(context) as library:
+        counted = library.stats()
+    if json:
+        print_json(counted)
+        return
+    for name, value in _flat(counted):
+        print(f"{name:22} {f'{value:,}' if isinstance(value, int) else value}")
+
+
+def doctor(
+    context: typer.Context,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every text and vector, not only the structure.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Put right what can be; name the files to add again.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Look for damage in the library and for what this machine lacks; exit 1 and name the mending command if there is any.
+
+    Example: edge-rag doctor --deep
+    """
+    from edge_rag.library import diagnose
+
+    findings = diagnose(library_path(settings_of(context).library), deep=deep, repair=repair)
+    machine = _machine()
+    bad = [f for f in findings if f.severity == "error"]
+    if json:
+        print_json({"ok": not bad, "findings": findings, "machine": machine})
+    else:
+        for name, value in machine.items():
+            print(f"{name:22} {value}")
+        for finding in findings:
+            print(f"{finding.severity}: {finding.what}" + (f"; {finding.mend}" if finding.mend else ""))
+        if not bad:
+            print("no damage found" + ("" if deep else " (--deep reads every byte)"))
+    if bad:
+        raise typer.Exit(PROBLEMS_FOUND)
+
+
+def compact(context: typer.Context, json: JsonFlag = False) -> None:
+    """Rebuild the index and the store so that no byte of a removed text stays on the disk.
+
+    Example: edge-rag compact
+    """
+    with open_library(context) as library:
+        report = library.compact(progress=progress_of(context))
+    if json:
+        print_json(report)
+    else:
+        print(f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after")
+
+
+def libraries(json: JsonFlag = False) -> None:
+    """List the libraries that have a name. `--library NAME` chooses one.
+
+    Example: edge-rag libraries
+    """
+    from edge_rag.library import list_libraries
+
+    names = list_libraries(libraries_dir())
+    if json:
+        print_json({"libraries": names})
+        return
+    for name in names:
+        print(name)
+
+
+def _print_problems(problems: "Sequence[FileProblem]") -> None:
+    for problem in problems:
+        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    import dataclasses
+
+    rows: list[tuple[str, Any]] = []
+    for f in dataclasses.fields(value):
+        inner = getattr(value, f.name)
+        if isinstance(inner, dict):
+            rows += [(f"{f.name}.{k}", v) for k, v in inner.items()]
+        else:
+            rows.append((f.name, inner))
+    return rows
+
+
+def _machine() -> dict[str, str]:
+    """Return what answers depend on: kernels, cores, optional parts."""
+    from importlib.util import find_spec
+
+    from edge_rag.index import simd_kernel
+    from edge_rag.models.cores import physical_cores
+
+    return {
+        "index kernel": simd_kernel(),
+        "cores for models": str(physical_cores()),
+        "language model": "llama-cpp-python"
+        if find_spec("llama_cpp")
+        else "none: answers are extracts (pip install 'edge-rag[llm]')",
+    }

@@ -1,0 +1,193 @@
+"""Fit and measure the abstention rule: `edge-rag bench abstain`.
+
+Weights and threshold are fitted on the train part, error rates are measured on the dev part. Three kinds of question that
+must be refused are told apart, because they are of very different difficulty:
+near     squad2: the paragraph is about the thing, the answer is not in it (written to fool readers)
+partial  hotpotqa/fullwiki: two passages are needed, and the retriever that made the set missed one
+foreign  natural questions asked of the squad2 corpus: the documents are about something else
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.answering import evidence
+from edge_rag.answering.retrieve import retrieve
+from edge_rag.evaluation.question_sets import is_dev, read_rows
+from edge_rag.interfaces import Embedder, Passage, Progress
+from edge_rag.library import Library
+from edge_rag.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    kind: str  # "answerable" or one of the kinds above
+    source: str  # the question set
+    held: bool  # the passages hold the answer: what the rule is fitted to
+    dev: bool
+    signals: evidence.Signals
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something went wrong, with its 95% bootstrap interval."""
+
+    name: str
+    n: int
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    weights: tuple[float, ...]
+    threshold: float
+    auc_dev: float
+    rates: tuple[Rate, ...]
+
+
+def collect(embedder: Embedder, settings: Settings, *, limit: int, progress: Progress | None = None) -> list[Example]:
+    """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = _library_of("squad2/corpus", Path(folder), embedder, settings, progress)
+        with library:
+            return [*_asked_of(library, settings, limit, progress), *_hotpot(embedder, settings, limit, progress)]
+
+
+def fit(examples: Sequence[Example]) -> Fit:
+    """Fit weights and threshold on train examples, measure on dev ones."""
+    train = [e for e in examples if not e.dev]
+    dev = [e for e in examples if e.dev]
+    weights = _logistic(_matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train]))
+    train_scores, dev_scores = _scores(weights, train), _scores(weights, dev)
+    threshold = _equal_error(train_scores, np.array([e.kind == "answerable" for e in train]))
+    rates = []
+    for source in sorted({e.source for e in dev}):
+        for kind in ("answerable", "near", "partial", "foreign"):
+            chosen = np.array([e.source == source and e.kind == kind for e in dev])
+            if chosen.any():
+                refused = dev_scores[chosen] < threshold
+                wrong = refused if kind == "answerable" else ~refused
+                what = "wrongly refused" if kind == "answerable" else "wrongly answered"
+                rates.append(_rate(f"{source}, {kind}: {what}", wrong))
+    auc = _auc(dev_scores, np.array([e.held for e in dev]))
+    return Fit(tuple(round(float(w), 3) for w in weights), round(float(threshold), 3), auc, tuple(rates))
+
+
+def _library_of(
+    corpus: str, folder: Path, embedder: Embedder, settings: Settings, progress: Progress | None
+) -> Library:
+    texts = folder / "texts"
+    texts.mkdir()
+    for row in read_rows(corpus):
+        (texts / f"{row['id']}.md").write_text(f"# {row['title']}\n\n{row['text']}\n", encoding="utf-8")
+    library = Library.open(folder / "library", create=True, embedder=embedder, settings=settings)
+    library.add([texts], progress=progress)
+    return library
+
+
+def _asked_of(library: Library, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
+    """squad2's questions, and foreign ones, asked of the squad2 corpus."""
+    asked = [("squad2", row) for row in _both_parts("squad2/questions", limit)]
+    asked += [("nq_gold", row) for row in _both_parts("nq_gold/questions", limit // 2)]
+    examples = []
+    for done, (source, row) in enumerate(asked, start=1):
+        question = row["question"]
+        found = retrieve(library, question, settings.candidates, candidates=settings.candidates)
+        kept = found.passages[: settings.passages]
+        sentences = evidence.rank_sentences(kept, found.question_vector, library.embedder)
+        kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
+        held = kind == "answerable" and any(Path(p.document).stem in row["gold_ids"] for p in kept)
+        signals = evidence.signals(question, kept, sentences, found.cosines)
+        examples.append(Example(kind, source, held, is_dev(question), signals))
+        if progress:
+            progress("questions", done, len(asked), source)
+    return examples
+
+
+def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
+    """hotpotqa/fullwiki brings its own ten retrieved passages; the nearest are kept."""
+    rows = _both_parts("hotpotqa/fullwiki", limit)
+    examples = []
+    for done, row in enumerate(rows, start=1):
+        question = row["question"]
+        texts = [f"{p['title']}\n{p['text']}" for p in row["passages"]]
+        vector = embedder.embed([question])[0]
+        cosines = dict(enumerate((embedder.embed(texts) @ vector).tolist()))
+        passages = [
+            Passage(i, i, p["id"], p["title"], p["title"], None, 0, len(p["text"]), p["text"], cosines[i])
+            for i, p in enumerate(row["passages"])
+        ]
+        kept = sorted(passages, key=lambda p: -p.score)[: settings.passages]
+        held_titles = {p["title"] for p in row["passages"]}
+        complete = all(title in held_titles for title in row["gold_titles"])
+        held = complete and all(title in {p.title for p in kept} for title in row["gold_titles"])
+        sentences = evidence.rank_sentences(kept, vector, embedder)
+        signals = evidence.signals(question, kept, sentences, cosines)
+        kind = "answerable" if complete else "partial"
+        examples.append(Example(kind, "hotpotqa/fullwiki", held, is_dev(question), signals))
+        if progress:
+            progress("questions with their own passages", done, len(rows), "hotpotqa/fullwiki")
+    return examples
+
+
+def _both_parts(name: str, limit: int) -> list[dict[str, object]]:
+    """Return at most `limit` train rows, and every dev row."""
+    rows = list(read_rows(name))
+    train = [row for row in rows if not is_dev(row["question"])]
+    order = np.random.default_rng(0).permutation(len(train))[:limit]
+    return [train[i] for i in sorted(order)] + [row for row in rows if is_dev(row["question"])]
+
+
+def _matrix(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+    return np.array([[1.0, *astuple(e.signals)] for e in examples])
+
+
+def _balance(groups: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Weigh examples so that each kind counts the same, however many it has."""
+    names, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return (len(groups) / (len(names) * counts))[index]
+
+
+def _logistic(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_], weight: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Fit by Newton's method with a light ridge, which five signals and thousands of rows hardly feel."""
+    w = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-(x @ w)))
+        gradient = x.T @ (weight * (p - y)) + 1e-2 * w
+        hessian = (x.T * (weight * p * (1 - p))) @ x + 1e-2 * np.eye(len(w))
+        step = np.linalg.solve(hessian, gradient)
+        w -= step
+        if np.abs(step).max() < 1e-9:
+            break
+    return w
+
+
+def _scores(weights: npt.NDArray[np.float64], examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-(_matrix(examples) @ weights))))
+
+
+def _equal_error(scores: npt.NDArray[np.float64], answerable: npt.NDArray[np.bool_]) -> float:
+    """Return the threshold at which as large a share of the answerable is refused as of the others is answered."""
+    candidates = np.unique(scores)
+    refused = np.array([(scores[answerable] < t).mean() for t in candidates])
+    answered = np.array([(scores[~answerable] >= t).mean() for t in candidates])
+    return float(candidates[np.argmin(np.abs(refused - answered))])
+
+
+def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
+    above = scores[positive][:, None] - scores[~positive][None, :]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def _rate(name: str, wrong: npt.NDArray[np.bool_]) -> Rate:
+    draws = np.random.default_rng(0).choice(wrong, (2000, len(wrong))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Rate(name, len(wrong), float(wrong.mean()), float(low), float(high))

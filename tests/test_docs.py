@@ -1,0 +1,50 @@
+"""The README and the commands agree."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from edge_rag.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    root: Any = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        yield from [(name, command)] if inner is None else [(f"{name} {sub}", c) for sub, c in inner.items()]
+
+
+@pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
+def test_each_command_has_help_an_example_and_a_place_in_the_readme(name: str, command: Any) -> None:
+    assert re.search(rf"Example: .*edge-rag {name}\b", command.help, re.DOTALL), "no example"
+    assert f"edge-rag {name}" in README or f"| `{name}" in README, "not in the README"
+    for option in command.params:
+        assert getattr(option, "help", "") or option.name == "help", f"{option.name} has no help"
+
+
+def test_the_pasted_help_is_true() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "edge_rag", "--help"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={"COLUMNS": "100", "PATH": "", "PYTHONIOENCODING": "utf-8"},
+        check=True,
+    ).stdout
+    assert shown.strip() in README
+
+
+def test_every_path_that_the_readme_names_exists() -> None:
+    for path in re.findall(r"^(?:│   )*[├└]── (\S+)|\]\((?!https?:|#)([^)#]+)", README, re.MULTILINE):
+        name = path[1]
+        if name:
+            assert (ROOT / name).exists(), name

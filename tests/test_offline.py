@@ -1,0 +1,92 @@
+"""Every command but `models pull` (and a generator given as a URL) runs with sockets blocked."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from edge_rag.cli import app
+
+# The hook sees every socket that Python code opens or looks up a name for, and ends the process on the spot.
+BLOCKED = """
+import os, sys
+def block(event, args):
+    if event.startswith("socket."):
+        os.write(2, f"SOCKET {event}\\n".encode())
+        os._exit(99)
+sys.addaudithook(block)
+from edge_rag.cli import main
+main()
+"""
+
+# Command, arguments, exit code. {doc} is a document, {home} the home folder.
+CASES: dict[str, tuple[list[str], int]] = {
+    "add": (["{doc}"], 0),
+    "sync": (["{docs}"], 0),
+    "list": (["--json"], 0),
+    "show": (["1"], 0),
+    "stats": ([], 0),
+    "doctor": (["--deep"], 0),
+    "search": (["keeper", "--json"], 0),
+    "ask": (["Who kept the light?", "--confidence", "0"], 0),
+    "chat": ([], 0),
+    "remove": (["2"], 0),
+    "compact": ([], 0),
+    "libraries": ([], 0),
+    "models list": ([], 0),
+    "models show": (["all-minilm-l6-v2"], 0),
+    "config show": (["--origin"], 0),
+    "config path": ([], 0),
+}
+# Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes.
+NOT_RUN = {"models pull", "bench ingest", "bench ask", "bench abstain", "bench search"}
+
+
+def commands() -> Iterator[str]:
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        yield from [name] if inner is None else [f"{name} {sub}" for sub in inner]
+
+
+def test_every_command_is_tried_here() -> None:
+    assert set(commands()) == CASES.keys() | NOT_RUN
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("offline")
+    (home / "docs").mkdir()
+    (home / "docs" / "keepers.md").write_text("# Keepers\n\nThomas Moar kept the light from 1891 to 1914.\n")
+    (home / "docs" / "doors.txt").write_text("The west door is opened by the keeper only.\n")
+    return home
+
+
+def run_blocked(home: Path, args: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED, *args],
+        env={"PATH": "", "EDGE_RAG_HOME": str(home), "HOME": str(home), "GOMP_SPINCOUNT": "0"},
+        input="Who kept the light?\nAnd until when?\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_block_works(home: Path) -> None:
+    code = BLOCKED.replace("from edge_rag.cli import main\nmain()", "import socket; socket.getaddrinfo('localhost', 1)")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 99
+
+
+def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Path) -> None:
+    (home / "models").symlink_to(default_models, target_is_directory=True)
+    for command, (args, expected) in CASES.items():
+        filled = [a.format(doc=home / "docs" / "doors.txt", docs=home / "docs") for a in args]
+        done = run_blocked(home, [*command.split(), *filled])
+        assert done.returncode == expected, f"{command}: {done.stderr[-2000:]}"
+        if "--json" in args:
+            json.loads(done.stdout)
