@@ -1,0 +1,480 @@
+"""The library as the rest of the house sees it: open it, put files in, ask it, keep it."""
+
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.errors import IntegrityError, LibraryError, LibraryLocked, UsageError
+from edge_rag.interfaces import Embedder, Passage, Progress
+from edge_rag.library import generations, schema, search, store, sync
+from edge_rag.library.database import (
+    DATABASE_NAME,
+    command,
+    connect_reader,
+    connect_writer,
+    damaged,
+    identity,
+    snapshot,
+    transaction,
+    translated,
+)
+from edge_rag.library.filters import Filters
+from edge_rag.library.ingest import Ingest, recipe
+from edge_rag.library.lock import LOCK_NAME, writer_lock
+from edge_rag.library.reports import (
+    CompactReport,
+    DocumentInfo,
+    DocumentView,
+    Finding,
+    IngestReport,
+    RemoveReport,
+    Stats,
+    SyncReport,
+)
+from edge_rag.library.walk import Found, absolute, is_under, walk
+from edge_rag.settings import Settings
+
+EVERYTHING = Filters()
+
+# Library.list hides the built-in name inside the class.
+Findings = list[Finding]
+Infos = list[DocumentInfo]
+Passages = list[Passage]
+Paths = list[str]
+
+
+class Library:
+    """A folder with documents that can be searched. A context manager; `close()` may be called twice.
+
+    Several threads may share one, and many processes may read while one writes; a reader never waits for a writer.
+    """
+
+    def __init__(self, path: Path, settings: Settings, embedder: Embedder | None) -> None:
+        """Use `Library.open`."""
+        self.path = path
+        self._settings = settings
+        self._embedder = embedder
+        self._embedder_checked = False
+        self._lock = threading.RLock()  # guards what follows
+        self._reader: sqlite3.Connection | None = None
+        self._identity: tuple[int, ...] = ()
+        self._generation: generations.Generation | None = None
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        create: bool = False,
+        settings: Settings | None = None,
+        embedder: Embedder | None = None,
+    ) -> Self:
+        """Open the library in this folder; with `create`, make it if it is not there.
+
+        `embedder` stands in for the model that the library names, which is otherwise opened when it is first needed.
+        """
+        path = Path(absolute(path))
+        library = cls(path, settings or Settings(), embedder)
+        if not _has_database(path):
+            if not create:
+                raise _missing(path)
+            library._create()
+        try:
+            with library._reading():
+                pass
+        except BaseException:
+            library.close()
+            raise
+        return library
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- putting in and taking out ---
+
+    def add(self, paths: Iterable[str | Path], *, progress: Progress | None = None) -> IngestReport:
+        """Add files, and the files in folders. What is already there and unchanged costs next to nothing."""
+        with self._writing("add") as db:
+            ingest = self._ingest(db, progress)
+            files: dict[str, Found] = {}
+            for path in paths:
+                for found in walk(str(path), skip=self.path, problem=ingest.report):
+                    files.setdefault(found.path, found)
+            ingest.run([*files.values()])
+            self._publish_if_due(db, progress)
+            t = ingest.tally
+            return IngestReport(
+                tuple(t.added), tuple(t.changed), tuple(t.duplicates), t.unchanged, t.skipped, tuple(t.problems),
+                tuple(t.warnings), t.n_chunks, t.n_embedded,
+            )  # fmt: skip
+
+    def sync(self, folder: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> SyncReport:
+        """Make the library agree with a folder; nothing that came from elsewhere is touched."""
+        root = absolute(folder)
+        if dry_run:
+            with self._reading() as db:
+                return sync.foresee(db, self.path, root, recipe(self._chunk_tokens(db)), self._max_bytes)
+        with self._writing("sync") as db:
+            report = sync.apply(db, self.path, root, self._ingest(db, progress))
+            self._publish_if_due(db, progress)
+            return report
+
+    def remove(self, target: int | str | Path) -> RemoveReport:
+        """Remove a document by its id, a file by its path, or all files of a folder. `compact` wipes the last
+        traces."""
+        with self._writing("remove") as db:
+            paths = self._paths_of(db, target)
+            before = db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)").fetchone()
+            with transaction(db):
+                for path in paths:
+                    owner = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()
+                    db.execute("DELETE FROM sources WHERE path = ?", (path,))
+                    store.drop_unused_document(db, owner[0])
+            after = db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)").fetchone()
+            self._publish_if_due(db, None)
+            return RemoveReport(tuple(paths), before[0] - after[0], before[1] - after[1])
+
+    def compact(self) -> CompactReport:
+        """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
+        disk."""
+        before = _folder_bytes(self.path)
+        with self._writing("compact") as db:
+            # FTS5 forgets a deleted text's words only when it is built anew.
+            db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")
+            generations.publish(db, self.path)
+            db.execute("VACUUM")
+            with self._lock:
+                self._let_go()  # or our own reader could keep the log from being emptied
+            busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if busy:
+                raise LibraryLocked(
+                    f"{self.path}: compacted, but a reading process keeps the log, where deleted text may stand",
+                    mend="close it and compact again",
+                )
+        return CompactReport(before, _folder_bytes(self.path))
+
+    # --- looking ---
+
+    def list(self, filters: Filters = EVERYTHING) -> Infos:
+        with self._reading() as db:
+            return store.document_infos(db, self.path, filters)
+
+    def show(self, target: int | str | Path) -> DocumentView:
+        """Return a document by its id or by the path of one of its files."""
+        with self._reading() as db:
+            path = self._paths_of(db, target)[0]
+            document_id = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()[0]
+            info = store.document_infos(db, self.path, EVERYTHING, document_id)[0]
+            ids = [
+                row[0] for row in db.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY ordinal", (info.id,))
+            ]
+            chunks = store.passages(db, self.path, dict.fromkeys(ids, 0.0))
+            text = store.document_text(db, self.path, info.id)
+            if len(text) != info.n_chars:
+                raise damaged(self.path, f"document {info.id} has {len(text)} of {info.n_chars} characters")
+            return DocumentView(info, text, tuple(chunks))
+
+    def stats(self) -> Stats:
+        with self._reading() as db:
+
+            def one(sql: str) -> int:
+                return int(db.execute(sql).fetchone()[0])
+
+            number = generations.current_number(self.path)
+            manifest = generations.read_manifest(self.path, number)
+            if manifest is not None and not generations.is_listed(db, manifest):
+                manifest = None
+            last = manifest.max_chunk_id if manifest else 0
+            return Stats(
+                path=str(self.path),
+                n_documents=one("SELECT count(*) FROM documents"),
+                n_sources=one("SELECT count(*) FROM sources"),
+                n_chunks=one("SELECT count(*) FROM chunks"),
+                n_chars=one("SELECT coalesce(sum(n_chars), 0) FROM documents"),
+                n_problems=one("SELECT count(*) FROM problems"),
+                media_types=dict(
+                    Counter(row[0] for row in db.execute("SELECT media_type FROM documents")).most_common()
+                ),
+                database_bytes=sum(f.stat().st_size for f in self.path.glob(DATABASE_NAME + "*")),
+                index_bytes=_folder_bytes(self.path / generations.INDEX_FOLDER),
+                embedder=schema.get_meta(db, "embedder_name"),
+                embedder_fingerprint=schema.get_meta(db, "embedder_fingerprint"),
+                dim=int(schema.get_meta(db, "dim") or 0),
+                chunk_tokens=self._chunk_tokens(db),
+                generation=number if manifest else 0,
+                n_indexed=manifest.count if manifest else 0,
+                n_tail=one(f"SELECT count(*) FROM vectors WHERE chunk_id > {last}"),
+            )
+
+    def doctor(self, *, deep: bool = False, repair: bool = False) -> Findings:
+        """See `edge_rag.library.doctor`, which also works where a library cannot be opened."""
+        from edge_rag.library.doctor import doctor
+
+        with self._lock:
+            self._let_go()
+        return doctor(self.path, deep=deep, repair=repair, settings=self._settings, embedder=self._embedder)
+
+    # --- searching ---
+
+    def lexical(self, question: str, k: int, filters: Filters = EVERYTHING) -> Passages:
+        """Return the k best passages by words (BM25); any text is a question."""
+        with self._reading() as db:
+            return store.passages(db, self.path, search.lexical(db, question, k, filters), filters)
+
+    def dense(self, question: str | npt.NDArray[np.float32], k: int, filters: Filters = EVERYTHING) -> Passages:
+        """Return the k nearest passages by meaning; the score is the cosine. `question` is a text or its vector."""
+        if isinstance(question, str):
+            with self._reading() as db:
+                if not schema.get_meta(db, "embedder_fingerprint"):
+                    return []  # nothing was ever embedded
+            vector = self.embedder().embed([question])[0]
+        else:
+            vector = np.asarray(question, dtype=np.float32).reshape(-1)
+        with self._reading() as db:
+            dim = int(schema.get_meta(db, "dim") or 0)
+            if dim == 0:
+                return []
+            if len(vector) != dim or not np.isfinite(vector).all():
+                raise UsageError(f"a vector of {dim} finite numbers is needed", mend="use the library's embedder")
+            found = search.dense(db, self.path, self._current_generation(db), vector, k, filters)
+            return store.passages(db, self.path, found, filters)
+
+    def passages(self, chunk_ids: Iterable[int]) -> Passages:
+        """Return these chunks, in this order; those that are gone are left out."""
+        with self._reading() as db:
+            return store.passages(db, self.path, dict.fromkeys(map(int, chunk_ids), 0.0))
+
+    def neighbours(self, chunk_id: int, distance: int = 1) -> Passages:
+        """Return the chunks up to so many places before and after this one in its document, without it."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT n.id FROM chunks c JOIN chunks n ON n.document_id = c.document_id"
+                " AND abs(n.ordinal - c.ordinal) <= ? AND n.id != c.id WHERE c.id = ? ORDER BY n.ordinal",
+                (distance, chunk_id),
+            )
+            return store.passages(db, self.path, {row[0]: 0.0 for row in rows})
+
+    def embedder(self) -> Embedder:
+        """Return the model that turns texts into this library's vectors; refuse one with another fingerprint."""
+        with self._lock:
+            if self._embedder is None or not self._embedder_checked:
+                with self._reading() as db:
+                    name, fingerprint = (
+                        schema.get_meta(db, "embedder_name"),
+                        schema.get_meta(db, "embedder_fingerprint"),
+                    )
+                embedder = self._embedder or _open_embedder(name, self._settings)
+                if fingerprint and embedder.fingerprint != fingerprint:
+                    raise LibraryError(
+                        f"{self.path}: made with the embedder {name} ({fingerprint[:12]}), and not with the one here:"
+                        f" {embedder.name} ({embedder.fingerprint[:12]})",
+                        mend=f"edge-rag models pull {name}, or embed everything again: "
+                        + command(self.path, "doctor --repair"),
+                    )
+                self._embedder, self._embedder_checked = embedder, True
+            return self._embedder
+
+    # --- inside ---
+
+    @property
+    def _max_bytes(self) -> int:
+        return self._settings.max_file_mb << 20
+
+    def _create(self) -> None:
+        """Make an empty library. Killed half way, it is no library yet and the next call finishes it."""
+        _refuse_foreign_folder(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LibraryError(
+                f"{self.path}: cannot be made ({error.strerror})", mend="choose another place"
+            ) from error
+        with writer_lock(self.path, "edge-rag add"):
+            db = connect_writer(self.path)
+            try:
+                with translated(self.path):
+                    schema.migrate(db, self.path)
+                    with transaction(db):
+                        if not schema.get_meta(db, "embedder_name"):
+                            name = self._embedder.name if self._embedder else self._settings.embedder
+                            schema.set_meta(db, embedder_name=name, chunk_tokens=self._settings.chunk_tokens)
+            finally:
+                db.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Hold a snapshot of the database on disk."""
+        with self._lock:
+            if self._closed:
+                raise LibraryError(f"{self.path}: closed", mend="open the library again")
+            if self._reader is None or self._identity != identity(self.path):
+                self._let_go()
+                self._connect()
+            assert self._reader is not None
+            with translated(self.path), snapshot(self._reader):
+                yield self._reader
+
+    def _connect(self) -> None:
+        if not _has_database(self.path):
+            raise _missing(self.path)
+        self._identity = identity(self.path)
+        self._reader = connect_reader(self.path)
+        with translated(self.path):
+            found = schema.check_version(self._reader, self.path)
+            if found == 0:
+                empty = not schema.objects(self._reader)
+                raise _missing(self.path) if empty else damaged(self.path, "not a library's database")
+            if found < schema.VERSION:
+                self._let_go()
+                with writer_lock(self.path, "edge-rag migrate"):
+                    db = connect_writer(self.path)
+                    try:
+                        schema.migrate(db, self.path)
+                    finally:
+                        db.close()
+                self._connect()
+            elif not schema.get_meta(self._reader, "embedder_name"):
+                raise damaged(self.path, "it does not say how it was made")
+
+    @contextmanager
+    def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
+        """Hold the writer's lock and a connection of its own, so that readers of this object are not disturbed."""
+        with self._reading():
+            pass  # finds out what is wrong before anything is written
+        with writer_lock(self.path, f"edge-rag {verb}"):
+            db = connect_writer(self.path)
+            try:
+                with translated(self.path):
+                    yield db
+            finally:
+                db.close()
+
+    def _let_go(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if self._generation is not None:
+            self._generation.index.close()
+            self._generation = None
+
+    def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> Ingest:
+        def embedder() -> Embedder:
+            model = self.embedder()
+            if not schema.get_meta(db, "embedder_fingerprint"):
+                with transaction(db):
+                    schema.set_meta(db, embedder_name=model.name, embedder_fingerprint=model.fingerprint, dim=model.dim)
+            return model
+
+        return Ingest(
+            db, embedder=embedder, chunk_tokens=self._chunk_tokens(db), max_bytes=self._max_bytes, progress=progress
+        )
+
+    def _chunk_tokens(self, db: sqlite3.Connection) -> int:
+        text = schema.get_meta(db, "chunk_tokens")
+        if not text.isdecimal():
+            raise damaged(self.path, "it does not say how it was made")
+        return int(text)
+
+    def _publish_if_due(self, db: sqlite3.Connection, progress: Progress | None) -> None:
+        if generations.is_due(db, self.path):
+            if progress:
+                progress("index", 0, 0, "")
+            generations.publish(db, self.path)
+
+    def _current_generation(self, db: sqlite3.Connection) -> generations.Generation | None:
+        """Follow CURRENT; None if what it names cannot be used with this snapshot."""
+        number = generations.current_number(self.path)
+        if self._generation is None or self._generation.manifest.number != number:
+            if self._generation is not None:
+                self._generation.index.close()
+            self._generation = generations.open_generation(self.path, number) if number else None
+        if self._generation is None or not generations.is_listed(db, self._generation.manifest):
+            return None
+        return self._generation
+
+    def _paths_of(self, db: sqlite3.Connection, target: int | str | Path) -> Paths:
+        """Return the files that an id, a path or a folder stands for: at least one."""
+        if isinstance(target, int) or (isinstance(target, str) and target.isdecimal()):
+            rows = db.execute(
+                "SELECT path FROM sources WHERE document_id = ? ORDER BY added_at, path", (int(target),)
+            ).fetchall()
+            paths = [row[0] for row in rows]
+        else:
+            everything = [row[0] for row in db.execute("SELECT path FROM sources ORDER BY path")]
+            # as it stands first: in a library that came from another machine no path exists here
+            for wanted in (str(target), absolute(target)):
+                paths = [path for path in everything if is_under(path, wanted)] if wanted else []
+                if paths:
+                    break
+        if not paths:
+            raise LibraryError(f"{target}: not in the library", mend="see what is there: " + command(self.path, "list"))
+        return paths
+
+
+def library_names(folder: Path) -> list[str]:
+    """Return the names of the libraries in a folder of libraries."""
+    return sorted(child.name for child in folder.iterdir() if _has_database(child)) if folder.is_dir() else []
+
+
+def _open_embedder(name: str, settings: Settings) -> Embedder:
+    from edge_rag.models import open_embedder  # loads onnxruntime
+
+    return open_embedder(name, threads=settings.threads)
+
+
+def _has_database(path: Path) -> bool:
+    database = path / DATABASE_NAME
+    try:
+        return database.is_file() and database.stat().st_size > 0
+    except OSError as error:
+        raise LibraryError(f"{path}: cannot be read ({error.strerror})", mend="check its permissions") from error
+
+
+def _missing(path: Path) -> LibraryError | IntegrityError:
+    if (path / generations.INDEX_FOLDER / generations.CURRENT_NAME).exists():
+        return damaged(path, f"{DATABASE_NAME} is missing")
+    return LibraryError(f"{path}: no library here", mend="make one: " + command(path, "add PATH..."))
+
+
+def _refuse_foreign_folder(path: Path) -> None:
+    """A library in a folder of documents would index itself, and `--library ./docs` is easily typed."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise LibraryError(f"{path}: a file, not a folder", mend="choose another place for the library")
+    ours = (DATABASE_NAME, LOCK_NAME, generations.INDEX_FOLDER, "damaged-")
+    foreign = sorted(f.name for f in path.iterdir() if not f.name.startswith((*ours, ".")))
+    if foreign:
+        raise LibraryError(
+            f"{path}: no library, and not empty ({foreign[0]} is there)",
+            mend="choose an empty or a new folder for the library",
+        )
+
+
+def _folder_bytes(path: Path) -> int:
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            pass  # removed while we looked
+    return total

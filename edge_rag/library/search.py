@@ -1,0 +1,121 @@
+"""Lexical and dense search over one snapshot of the database."""
+
+import json
+import sqlite3
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.library import store
+from edge_rag.library.filters import Filters
+from edge_rag.library.generations import Generation
+
+HEADING_WEIGHT = 2.0  # in BM25; the text's is 1
+_MOST_TERMS = 64  # of a question; more cost time and add nothing
+_STOP_WORDS = frozenset(
+    """
+    a about all also am an and any are as at be been but by can could did do does doing for from had has have
+    having he her him his how i if in into is it its just may me might my no nor not of on or our shall she
+    should so some such than that the their them then there these they this those to was we were what when where
+    which while who whom whose why will with would you your s t d ll re ve m
+    """.split()  # noqa: SIM905 - a list of quoted words is harder to read
+)
+
+
+def fts_query(question: str) -> str:
+    """Turn any text into an FTS5 query for chunks that have one of its words; "" if it has no words."""
+    # FTS5's tokenizer separates where these categories end, so every word is one plain token, and quoted it is no
+    # operator.
+    spaced = "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in question[:100_000])
+    words = list(dict.fromkeys(spaced.lower().split()))
+    content = [word for word in words if word not in _STOP_WORDS] or words
+    return " OR ".join(f'"{word}"' for word in content[:_MOST_TERMS])
+
+
+def lexical(db: sqlite3.Connection, question: str, k: int, filters: Filters) -> dict[int, float]:
+    """Return the k best chunks and their BM25 scores, higher is better."""
+    query = fts_query(question)
+    if not query or k < 1:
+        return {}
+    condition, parameters = _chunk_condition("chunk_fts.rowid", filters)
+    rows = db.execute(
+        f"SELECT rowid, rank FROM chunk_fts WHERE chunk_fts MATCH ? AND rank MATCH 'bm25({HEADING_WEIGHT}, 1.0)'"
+        f" AND {condition} ORDER BY rank LIMIT ?",
+        (query, *parameters, k),
+    )
+    return {int(chunk_id): -float(rank) for chunk_id, rank in rows}
+
+
+def dense(
+    db: sqlite3.Connection,
+    library: Path,
+    generation: Generation | None,
+    vector: npt.NDArray[np.float32],
+    k: int,
+    filters: Filters,
+) -> dict[int, float]:
+    """Return the k chunks nearest to the vector and their cosines: what the generation finds, and what came after
+    it."""
+    if k < 1:
+        return {}
+    best: dict[int, float] = {}
+    condition, texts = _chunk_condition("chunk_id", filters)
+    parameters: list[str | int] = [*texts]
+    if generation is not None:
+        best = _search_generation(db, library, generation, vector, k, filters)
+        condition += " AND chunk_id > ?"
+        parameters.append(generation.manifest.max_chunk_id)
+    for ids, vectors in store.vector_blocks(db, library, len(vector), condition, parameters):
+        best = _top(best | _scores(ids, vectors @ vector, k), k)
+    return best
+
+
+def _search_generation(
+    db: sqlite3.Connection,
+    library: Path,
+    generation: Generation,
+    vector: npt.NDArray[np.float32],
+    k: int,
+    filters: Filters,
+) -> dict[int, float]:
+    """Ask the index for more than k and score those again from the stored vectors: the index rounds, and its rows may
+    be dead."""
+    index, allow = generation.index, None
+    if filters:
+        condition, parameters = _chunk_condition("id", filters)
+        rows = db.execute(f"SELECT id FROM chunks WHERE {condition} ORDER BY id", parameters)
+        wanted = np.fromiter((row[0] for row in rows), dtype=np.int64)
+        allow = np.isin(index.ids, wanted, assume_unique=True)
+    n_asked = k + 16
+    while True:
+        ids, _ = index.search(vector[None, :], n_asked, allow=allow)
+        candidates = json.dumps(ids[0].tolist())
+        best: dict[int, float] = {}
+        for found, vectors in store.vector_blocks(
+            db, library, len(vector), "chunk_id IN (SELECT value FROM json_each(?))", [candidates]
+        ):
+            best |= _scores(found, vectors @ vector, k)
+        if len(best) >= k or ids.shape[1] < n_asked:
+            return _top(best, k)
+        n_asked *= 4
+
+
+def _chunk_condition(column: str, filters: Filters) -> tuple[str, list[str]]:
+    if not filters:
+        return "1", []
+    where, parameters = filters.where()
+    documents = f"SELECT s.document_id FROM sources s JOIN documents d ON d.id = s.document_id WHERE {where}"
+    return f"{column} IN (SELECT id FROM chunks WHERE document_id IN ({documents}))", parameters
+
+
+def _scores(ids: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], k: int) -> dict[int, float]:
+    """Return the k best of a block, ties by smaller id."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    return dict(zip(ids[order].tolist(), scores[order].tolist(), strict=True))
+
+
+def _top(scores: dict[int, float], k: int) -> dict[int, float]:
+    """Return the k best, ties by smaller id."""
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k])
