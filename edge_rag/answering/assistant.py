@@ -15,7 +15,7 @@ from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
 from edge_rag.errors import UsageError
 from edge_rag.interfaces import Answer, Generator, Message, Passage, Selector, Timings
-from edge_rag.library import Filters, Library
+from edge_rag.library import EVERYTHING, Filters, Library
 from edge_rag.models import open_generator
 from edge_rag.settings import Settings
 
@@ -56,7 +56,7 @@ class Assistant:
         self,
         question: str,
         *,
-        filters: Filters | None = None,
+        filters: Filters = EVERYTHING,
         history: Sequence[Turn] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -68,7 +68,7 @@ class Assistant:
         clock.mark("retrieve")
         kept = self._selector.select(question, found.passages)
         clock.mark("select")
-        sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder)
+        sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder())
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
         emit = clock.first_piece(on_text)
         if not kept or confidence < self._threshold():
@@ -118,7 +118,7 @@ class Assistant:
     ) -> None:
         self.close()
 
-    def _retrieve(self, question: str, filters: Filters | None, history: Sequence[Turn]) -> Retrieval:
+    def _retrieve(self, question: str, filters: Filters, history: Sequence[Turn]) -> Retrieval:
         s = self._settings
         k = max(s.passages, s.candidates)
         if history:
@@ -127,7 +127,7 @@ class Assistant:
 
     def _threshold(self) -> float:
         chosen = self._settings.confidence
-        return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
+        return evidence.threshold(self._library.embedder()) if chosen < 0 else chosen
 
     def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
         pieces = []

@@ -23,9 +23,7 @@ from edge_rag.cli.common import (
 from edge_rag.settings import libraries_dir, library_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge_rag.library import FileProblem
+    from edge_rag.library import IngestReport, SyncReport
 
 Which = Annotated[str, typer.Argument(help="A document's id or path, as `list` prints them.", metavar="ID|PATH")]
 PROBLEMS_FOUND = 1
@@ -50,13 +48,7 @@ def add(
     """
     with open_library(context, create=True) as library:
         report = library.add(paths, progress=progress_of(context))
-    if json:
-        print_json(report)
-    else:
-        print(report.summary())
-        _print_problems(report.problems)
-    if report.problems:
-        raise typer.Exit(PROBLEMS_FOUND)
+    _finish(report, json)
 
 
 def sync(
@@ -73,16 +65,13 @@ def sync(
     """
     with open_library(context, create=not dry_run) as library:
         report = library.sync(folder, dry_run=dry_run, progress=progress_of(context))
-    if json:
-        print_json(report)
-    else:
-        for verb in ("added", "changed", "renamed", "removed"):
-            for item in getattr(report, verb):
-                print(f"{verb:8} {' -> '.join(item) if isinstance(item, tuple) else item}")
-        print(report.summary())
-        _print_problems(report.problems)
-    if report.problems:
-        raise typer.Exit(PROBLEMS_FOUND)
+    if not json:
+        for verb in ("added", "changed", "duplicates", "removed"):
+            for path in getattr(report, verb):
+                print(f"{verb:10} {path}")
+        for old, new in report.renamed:
+            print(f"renamed    {old} -> {new}")
+    _finish(report, json)
 
 
 def list_documents(
@@ -104,10 +93,8 @@ def list_documents(
         print_json({"documents": rows})
         return
     for row in rows:
-        print(
-            f"{row.id:>6}  {row.n_chunks:>5} chunks  {row.path}"
-            + (f"  [{'; '.join(row.warnings)}]" if row.warnings else "")
-        )
+        for path in row.paths:
+            print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {path}" + "".join(f"  [{w}]" for w in row.warnings))
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 
@@ -121,12 +108,9 @@ def show(context: typer.Context, document: Which, json: JsonFlag = False) -> Non
     if json:
         print_json(shown)
         return
-    for key, value in {
-        "path": ", ".join(shown.paths),
-        "title": shown.title,
-        "type": shown.media_type,
-        **shown.metadata,
-    }.items():
+    info = shown.info
+    known = {"path": ", ".join(info.paths), "title": info.title, "type": info.media_type, **info.metadata}
+    for key, value in known.items():
         if value:
             print(f"{key}: {value}", file=sys.stderr)
     print(shown.text)
@@ -144,7 +128,7 @@ def remove(
     Example: edge-rag remove 12 old/report.pdf
     """
     with open_library(context) as library:
-        removed = [path for document in documents for path in library.remove(document)]
+        removed = [path for document in documents for path in library.remove(document).paths]
     if json:
         print_json({"removed": removed})
         return
@@ -179,9 +163,10 @@ def doctor(
 
     Example: edge-rag doctor --deep
     """
-    from edge_rag.library import diagnose
+    from edge_rag.library import doctor as examine
 
-    findings = diagnose(library_path(settings_of(context).library), deep=deep, repair=repair)
+    settings = settings_of(context)
+    findings = examine(library_path(settings.library), deep=deep, repair=repair, settings=settings)
     machine = _machine()
     bad = [f for f in findings if f.severity == "error"]
     if json:
@@ -203,11 +188,11 @@ def compact(context: typer.Context, json: JsonFlag = False) -> None:
     Example: edge-rag compact
     """
     with open_library(context) as library:
-        report = library.compact(progress=progress_of(context))
+        report = library.compact()
     if json:
         print_json(report)
     else:
-        print(f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after")
+        print(f"{report.before_bytes:,} bytes before, {report.after_bytes:,} after")
 
 
 def libraries(json: JsonFlag = False) -> None:
@@ -215,9 +200,9 @@ def libraries(json: JsonFlag = False) -> None:
 
     Example: edge-rag libraries
     """
-    from edge_rag.library import list_libraries
+    from edge_rag.library import library_names
 
-    names = list_libraries(libraries_dir())
+    names = library_names(libraries_dir())
     if json:
         print_json({"libraries": names})
         return
@@ -225,9 +210,23 @@ def libraries(json: JsonFlag = False) -> None:
         print(name)
 
 
-def _print_problems(problems: "Sequence[FileProblem]") -> None:
-    for problem in problems:
-        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+def _finish(report: "IngestReport | SyncReport", json: bool) -> None:
+    """Print what was done and what could not be, and set the exit code."""
+    if json:
+        print_json(report)
+    else:
+        counts = [
+            (verb, len(getattr(report, verb, ()))) for verb in ("added", "changed", "renamed", "removed", "duplicates")
+        ]
+        counts += [("unchanged", report.unchanged), ("skipped", report.skipped), ("not read", len(report.problems))]
+        done = ", ".join(f"{n:,} {verb}" for verb, n in counts if n) or "nothing to do"
+        print(f"{done}; {report.n_chunks:,} chunks stored, {report.n_embedded:,} embedded")
+        for warning in report.warnings:
+            print(f"warning: {warning.path}: {warning.reason}", file=sys.stderr)
+        for problem in report.problems:
+            print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(PROBLEMS_FOUND)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

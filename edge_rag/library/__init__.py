@@ -2,7 +2,7 @@
 
 from edge_rag.library.doctor import doctor
 from edge_rag.library.filters import Filters
-from edge_rag.library.knowledge import Library, library_names
+from edge_rag.library.knowledge import EVERYTHING, Library, library_names
 from edge_rag.library.reports import (
     CompactReport,
     DocumentInfo,
@@ -16,6 +16,7 @@ from edge_rag.library.reports import (
 from edge_rag.library.walk import Problem
 
 __all__ = [
+    "EVERYTHING",
     "CompactReport",
     "DocumentInfo",
     "DocumentView",
