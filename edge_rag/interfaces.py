@@ -1,7 +1,8 @@
 """The values that cross rooms, and the four protocols that can be swapped.
 
 Offsets everywhere are Python string indices into `Document.text`, the text as stored: `text[start:end]` is what was meant.
-Each protocol has a trivial twin that ships: `testing.HashEmbedder`, `index.FlatIndex`, `answering.KeepTop`, `testing.EchoGenerator`.
+Each protocol has a trivial twin that ships: `testing.HashEmbedder`, `index.FlatIndex`, `answering.KeepTop` and
+`testing.EchoGenerator`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

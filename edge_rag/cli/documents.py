@@ -93,8 +93,8 @@ def list_documents(
         print_json({"documents": rows})
         return
     for row in rows:
-        for path in row.paths:
-            print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {path}" + "".join(f"  [{w}]" for w in row.warnings))
+        for source in row.paths:
+            print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {source}" + "".join(f"  [{w}]" for w in row.warnings))
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 

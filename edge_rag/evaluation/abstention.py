@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +137,7 @@ def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progre
     return examples
 
 
-def _both_parts(name: str, limit: int) -> list[dict[str, object]]:
+def _both_parts(name: str, limit: int) -> list[dict[str, Any]]:
     """Return at most `limit` train rows, and every dev row."""
     rows = list(read_rows(name))
     train = [row for row in rows if not is_dev(row["question"])]
