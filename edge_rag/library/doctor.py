@@ -36,7 +36,7 @@ from edge_rag.settings import Settings
 _MOST_NAMED = 5  # paths in one message
 
 
-def doctor(
+def diagnose(
     path: str | Path,
     *,
     deep: bool = False,

@@ -1,8 +1,8 @@
 """Files become documents: read, split, embed, store.
 
 Chunks are embedded together across files, sorted by length, because that is fast. Each file is still a transaction
-of its own, committed as soon as its last vector is there. So a kill loses at most the batch in hand, WINDOW_CHUNKS texts
-or one long file; what is committed is not looked at again.
+of its own, committed as soon as its last vector is there. So a kill loses at most the batch in hand, WINDOW_CHUNKS
+texts or one long file; what is committed is not looked at again.
 """
 
 import hashlib
@@ -25,10 +25,11 @@ from edge_rag.errors import DocumentError, ModelError
 from edge_rag.interfaces import Chunk, Document, Embedder, Progress
 from edge_rag.library import store
 from edge_rag.library.database import transaction
-from edge_rag.library.walk import ChangedWhileReading, Found, Problem, read_bytes
+from edge_rag.library.walk import ChangedWhileReading, FileProblem, Found, read_bytes
 
 WINDOW_CHUNKS = 512  # texts gathered before they are embedded: enough to sort by length, about 1 MB of text
 BATCH_CHUNKS = 32
+HEAD_BYTES = 1 << 16
 _RACY_NS = 2_000_000_000  # the coarsest clock of a common file system (FAT)
 
 
@@ -67,8 +68,8 @@ class Tally:
     duplicates: list[str] = field(default_factory=list)
     unchanged: int = 0
     skipped: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
+    problems: list[FileProblem] = field(default_factory=list)
+    warnings: list[FileProblem] = field(default_factory=list)
     n_chunks: int = 0
     n_embedded: int = 0
 
@@ -83,6 +84,8 @@ def look(db: sqlite3.Connection, found: Found, known: store.Source | None, recip
         and known.mtime_ns + _RACY_NS < known.read_ns
     ):
         return Look("unchanged", found, document_id=known.document_id)
+    if found.size > HEAD_BYTES and not found.explicit and known is None and _is_no_document(found):
+        return Look("skipped", found)
     if found.size > max_bytes:
         return Look("problem", found, reason=_too_large(found.size, max_bytes))
     try:
@@ -141,7 +144,7 @@ class Ingest:
         self._flush()
         self._progress("read", len(files), len(files), "")
 
-    def report(self, problem: Problem) -> None:
+    def report(self, problem: FileProblem) -> None:
         self.tally.problems.append(problem)
         with transaction(self._db):
             store.put_problem(self._db, problem)
@@ -158,7 +161,7 @@ class Ingest:
             case "skipped":
                 self.tally.skipped += 1
             case "problem":
-                self.report(Problem(found.path, seen.reason))
+                self.report(FileProblem(found.path, seen.reason))
             case "new content":
                 waiting = self._pending.get((seen.content_sha256, seen.media_type))
                 if waiting is not None:
@@ -179,10 +182,11 @@ class Ingest:
                 (document.title, *document.metadata.values(), *document.warnings)
             ).encode()  # or it cannot be stored
         except DocumentError as error:
-            self.report(Problem(seen.found.path, str(error)))
+            name = Path(seen.found.path).name
+            self.report(FileProblem(seen.found.path, str(error).removeprefix(f"{name}: ")))
             return
         except Exception as error:  # one file that trips a parser must not stop the other ten thousand
-            self.report(Problem(seen.found.path, f"could not be read: {type(error).__name__}: {error}"))
+            self.report(FileProblem(seen.found.path, f"could not be read: {type(error).__name__}: {error}"))
             return
         known = store.known_vectors(self._db, keys, embedder.dim)
         self._vectors |= known
@@ -231,7 +235,7 @@ class Ingest:
                     store.put_source(self._db, found, document_id)
             del self._pending[identity]
             self.tally.n_chunks += len(pending.chunks)
-            self.tally.warnings += [Problem(pending.files[0].path, text) for text in pending.document.warnings]
+            self.tally.warnings += [FileProblem(pending.files[0].path, text) for text in pending.document.warnings]
             for number, found in enumerate(pending.files):
                 self._count(found, "new content" if number == 0 else "known content")
 
@@ -249,6 +253,16 @@ class Ingest:
 def recipe(chunk_tokens: int) -> str:
     """Return what a document's chunks depend on besides its bytes; a file stored by another recipe is read again."""
     return f"reader {READER_VERSION}, chunker {CHUNKER_VERSION}, {chunk_tokens} tokens"
+
+
+def _is_no_document(found: Found) -> bool:
+    """Tell a film or a disk image from a document by its beginning; a zip archive shows at its end what it is."""
+    try:
+        with Path(found.path).open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False  # reading it whole will say why
+    return not head.startswith(b"PK") and sniff(head, Path(found.path).name) is None
 
 
 def _check_tiles(document: Document, chunks: Sequence[Chunk]) -> None:

@@ -35,7 +35,6 @@ from edge_rag.library.reports import (
     DocumentView,
     Finding,
     IngestReport,
-    RemoveReport,
     Stats,
     SyncReport,
 )
@@ -138,26 +137,28 @@ class Library:
             self._publish_if_due(db, progress)
             return report
 
-    def remove(self, target: int | str | Path) -> RemoveReport:
-        """Remove a document by its id, a file by its path, or all files of a folder. `compact` wipes the last
-        traces."""
+    def remove(self, target: int | str | Path) -> Paths:
+        """Remove a document by its id, a file by its path, or all files of a folder; return the files' paths.
+
+        They are out of every search at once. `compact` erases their bytes from the disk.
+        """
         with self._writing("remove") as db:
             paths = self._paths_of(db, target)
-            before = db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)").fetchone()
             with transaction(db):
                 for path in paths:
                     owner = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()
                     db.execute("DELETE FROM sources WHERE path = ?", (path,))
                     store.drop_unused_document(db, owner[0])
-            after = db.execute("SELECT (SELECT count(*) FROM documents), (SELECT count(*) FROM chunks)").fetchone()
             self._publish_if_due(db, None)
-            return RemoveReport(tuple(paths), before[0] - after[0], before[1] - after[1])
+            return paths
 
-    def compact(self) -> CompactReport:
+    def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
         disk."""
-        before = _folder_bytes(self.path)
+        bytes_before = _folder_bytes(self.path)
         with self._writing("compact") as db:
+            if progress:
+                progress("compact", 0, 0, "")
             # FTS5 forgets a deleted text's words only when it is built anew.
             db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")
             generations.publish(db, self.path)
@@ -170,13 +171,13 @@ class Library:
                     f"{self.path}: compacted, but a reading process keeps the log, where deleted text may stand",
                     mend="close it and compact again",
                 )
-        return CompactReport(before, _folder_bytes(self.path))
+        return CompactReport(bytes_before, _folder_bytes(self.path))
 
     # --- looking ---
 
-    def list(self, filters: Filters = EVERYTHING) -> Infos:
+    def list(self, filters: Filters | None = None) -> Infos:
         with self._reading() as db:
-            return store.document_infos(db, self.path, filters)
+            return store.document_infos(db, self.path, filters or EVERYTHING)
 
     def show(self, target: int | str | Path) -> DocumentView:
         """Return a document by its id or by the path of one of its files."""
@@ -191,7 +192,10 @@ class Library:
             text = store.document_text(db, self.path, info.id)
             if len(text) != info.n_chars:
                 raise damaged(self.path, f"document {info.id} has {len(text)} of {info.n_chars} characters")
-            return DocumentView(info, text, tuple(chunks))
+            return DocumentView(
+                info.id, info.paths, info.title, info.media_type, info.metadata, info.warnings, info.added_at, text,
+                tuple(chunks),
+            )  # fmt: skip
 
     def stats(self) -> Stats:
         with self._reading() as db:
@@ -226,27 +230,27 @@ class Library:
             )
 
     def doctor(self, *, deep: bool = False, repair: bool = False) -> Findings:
-        """See `edge_rag.library.doctor`, which also works where a library cannot be opened."""
-        from edge_rag.library.doctor import doctor
+        """See `edge_rag.library.diagnose`, which also works where a library cannot be opened."""
+        from edge_rag.library.doctor import diagnose
 
         with self._lock:
             self._let_go()
-        return doctor(self.path, deep=deep, repair=repair, settings=self._settings, embedder=self._embedder)
+        return diagnose(self.path, deep=deep, repair=repair, settings=self._settings, embedder=self._embedder)
 
     # --- searching ---
 
-    def lexical(self, question: str, k: int, filters: Filters = EVERYTHING) -> Passages:
+    def lexical(self, question: str, k: int, filters: Filters | None = None) -> Passages:
         """Return the k best passages by words (BM25); any text is a question."""
         with self._reading() as db:
-            return store.passages(db, self.path, search.lexical(db, question, k, filters), filters)
+            return store.passages(db, self.path, search.lexical(db, question, k, filters or EVERYTHING), filters)
 
-    def dense(self, question: str | npt.NDArray[np.float32], k: int, filters: Filters = EVERYTHING) -> Passages:
+    def dense(self, question: str | npt.NDArray[np.float32], k: int, filters: Filters | None = None) -> Passages:
         """Return the k nearest passages by meaning; the score is the cosine. `question` is a text or its vector."""
         if isinstance(question, str):
             with self._reading() as db:
                 if not schema.get_meta(db, "embedder_fingerprint"):
                     return []  # nothing was ever embedded
-            vector = self.embedder().embed([question])[0]
+            vector = self.embedder.embed([question])[0]
         else:
             vector = np.asarray(question, dtype=np.float32).reshape(-1)
         with self._reading() as db:
@@ -255,7 +259,7 @@ class Library:
                 return []
             if len(vector) != dim or not np.isfinite(vector).all():
                 raise UsageError(f"a vector of {dim} finite numbers is needed", mend="use the library's embedder")
-            found = search.dense(db, self.path, self._current_generation(db), vector, k, filters)
+            found = search.dense(db, self.path, self._current_generation(db), vector, k, filters or EVERYTHING)
             return store.passages(db, self.path, found, filters)
 
     def passages(self, chunk_ids: Iterable[int]) -> Passages:
@@ -273,6 +277,7 @@ class Library:
             )
             return store.passages(db, self.path, {row[0]: 0.0 for row in rows})
 
+    @property
     def embedder(self) -> Embedder:
         """Return the model that turns texts into this library's vectors; refuse one with another fingerprint."""
         with self._lock:
@@ -378,7 +383,7 @@ class Library:
 
     def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> Ingest:
         def embedder() -> Embedder:
-            model = self.embedder()
+            model = self.embedder
             if not schema.get_meta(db, "embedder_fingerprint"):
                 with transaction(db):
                     schema.set_meta(db, embedder_name=model.name, embedder_fingerprint=model.fingerprint, dim=model.dim)
@@ -430,7 +435,7 @@ class Library:
         return paths
 
 
-def library_names(folder: Path) -> list[str]:
+def list_libraries(folder: Path) -> list[str]:
     """Return the names of the libraries in a folder of libraries."""
     return sorted(child.name for child in folder.iterdir() if _has_database(child)) if folder.is_dir() else []
 

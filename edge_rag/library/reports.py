@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_rag.interfaces import Passage
-from edge_rag.library.walk import Problem
+from edge_rag.library.walk import FileProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,20 @@ class DocumentInfo:
     warnings: tuple[str, ...]
     added_at: str
 
+    @property
+    def path(self) -> str:
+        return self.paths[0] if self.paths else ""
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentView:
-    info: DocumentInfo
+    id: int
+    paths: tuple[str, ...]
+    title: str
+    media_type: str
+    metadata: Mapping[str, str]
+    warnings: tuple[str, ...]
+    added_at: str
     text: str
     chunks: tuple[Passage, ...]  # score 0
 
@@ -37,10 +47,16 @@ class IngestReport:
     duplicates: tuple[str, ...] = ()  # new files with content that the library already has
     unchanged: int = 0
     skipped: int = 0  # binary and other files that hold no text
-    problems: tuple[Problem, ...] = ()
-    warnings: tuple[Problem, ...] = ()  # of files that were read, but not all of them: "page 3 has no text"
+    problems: tuple[FileProblem, ...] = ()
+    warnings: tuple[FileProblem, ...] = ()  # of files that were read, but not all of them: "page 3 has no text"
     n_chunks: int = 0  # stored
     n_embedded: int = 0  # texts that went through the embedder; the other chunks' vectors were known
+
+    def summary(self) -> str:
+        return _summary(
+            added=len(self.added), changed=len(self.changed), duplicates=len(self.duplicates), unchanged=self.unchanged,
+            skipped=self.skipped, unreadable=len(self.problems),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +68,24 @@ class SyncReport:
     duplicates: tuple[str, ...] = ()
     unchanged: int = 0
     skipped: int = 0
-    problems: tuple[Problem, ...] = ()
-    warnings: tuple[Problem, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
+    warnings: tuple[FileProblem, ...] = ()
     n_chunks: int = 0
     n_embedded: int = 0
     dry_run: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class RemoveReport:
-    paths: tuple[str, ...]
-    n_documents: int  # those of which no file is left
-    n_chunks: int
+    def summary(self) -> str:
+        return ("would be: " if self.dry_run else "") + _summary(
+            added=len(self.added), changed=len(self.changed), renamed=len(self.renamed), removed=len(self.removed),
+            duplicates=len(self.duplicates), unchanged=self.unchanged, skipped=self.skipped,
+            unreadable=len(self.problems),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class CompactReport:
-    before_bytes: int
-    after_bytes: int
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +113,7 @@ class Finding:
     severity: Literal["info", "mended", "warning", "error"]
     what: str
     mend: str = ""
+
+
+def _summary(**counts: int) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "no files"

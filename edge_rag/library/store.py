@@ -20,7 +20,7 @@ from edge_rag.interfaces import Chunk, Document, Passage
 from edge_rag.library.database import checked, damaged
 from edge_rag.library.filters import Filters
 from edge_rag.library.reports import DocumentInfo
-from edge_rag.library.walk import Found, Problem
+from edge_rag.library.walk import FileProblem, Found
 
 VECTOR_TYPE = np.dtype("<f2")
 _VECTORS_PER_BLOCK = 4096
@@ -87,7 +87,7 @@ def drop_unused_document(db: sqlite3.Connection, document_id: int) -> None:
     )
 
 
-def put_problem(db: sqlite3.Connection, problem: Problem) -> None:
+def put_problem(db: sqlite3.Connection, problem: FileProblem) -> None:
     db.execute("INSERT OR REPLACE INTO problems VALUES (?, ?, ?)", (problem.path, problem.reason, now()))
 
 

@@ -13,17 +13,17 @@ from edge_rag.library import store
 from edge_rag.library.database import command, transaction
 from edge_rag.library.ingest import Ingest, Tally, look
 from edge_rag.library.reports import SyncReport
-from edge_rag.library.walk import Found, Problem, is_under, walk
+from edge_rag.library.walk import FileProblem, Found, is_under, walk
 
 
-def files_in(library: Path, folder: str, known: Sequence[str], problem: Callable[[Problem], None]) -> list[Found]:
+def files_in(library: Path, folder: str, known: Sequence[str], problem: Callable[[FileProblem], None]) -> list[Found]:
     """Return the folder's files; refuse a folder that looks unmounted."""
     if not Path(folder).is_dir():
         raise LibraryError(
             f"{folder}: no such folder; nothing was removed",
             mend=command(library, f"remove {folder}") + " if it is gone for good",
         )
-    problems: list[Problem] = []
+    problems: list[FileProblem] = []
     files = list(walk(folder, skip=library, problem=problems.append))
     if known and not files and not problems:
         raise LibraryError(
@@ -35,7 +35,7 @@ def files_in(library: Path, folder: str, known: Sequence[str], problem: Callable
     return files
 
 
-def vanished(known: Sequence[str], problem: Callable[[Problem], None]) -> list[str]:
+def vanished(known: Sequence[str], problem: Callable[[FileProblem], None]) -> list[str]:
     """Return those paths at which there certainly is nothing any more."""
     gone = []
     for path in known:
@@ -44,7 +44,7 @@ def vanished(known: Sequence[str], problem: Callable[[Problem], None]) -> list[s
         except (FileNotFoundError, NotADirectoryError):
             gone.append(path)
         except OSError as error:
-            problem(Problem(path, f"{error.strerror}; kept"))
+            problem(FileProblem(path, f"{error.strerror}; kept"))
     return gone
 
 
@@ -79,7 +79,7 @@ def foresee(db: sqlite3.Connection, library: Path, folder: str, recipe: str, max
             case "skipped":
                 tally.skipped += 1
             case "problem":
-                tally.problems.append(Problem(found.path, seen.reason))
+                tally.problems.append(FileProblem(found.path, seen.reason))
             case _ if found.path in before:
                 tally.changed.append(found.path)
             case "known content":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FileProblem:
     """A file or folder that could not be read. `path` is printable, also where the name is not UTF-8."""
 
     path: str
@@ -42,7 +42,7 @@ def printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def walk(path: str, *, skip: Path, problem: Callable[[Problem], None]) -> Iterator[Found]:
+def walk(path: str, *, skip: Path, problem: Callable[[FileProblem], None]) -> Iterator[Found]:
     """Yield the files at `path`, a file or a folder, sorted; report what cannot be read.
 
     Hidden names, special files and the folder `skip` are passed over. Links are followed; a folder is entered once,
@@ -52,13 +52,13 @@ def walk(path: str, *, skip: Path, problem: Callable[[Problem], None]) -> Iterat
     try:
         status = Path(root).stat()
     except (OSError, ValueError) as error:
-        problem(Problem(printable(root), _reason(error)))
+        problem(FileProblem(printable(root), _reason(error)))
         return
     if stat.S_ISREG(status.st_mode):
         yield from _found(root, root, status, problem)
         return
     if not stat.S_ISDIR(status.st_mode):
-        problem(Problem(printable(root), "neither a file nor a folder"))
+        problem(FileProblem(printable(root), "neither a file nor a folder"))
         return
     entered = {_identity(skip.stat())} if skip.exists() else set()
     folders, linked_folders = [root], list[str]()
@@ -72,7 +72,7 @@ def walk(path: str, *, skip: Path, problem: Callable[[Problem], None]) -> Iterat
             with os.scandir(folder) as entries:
                 names = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            problem(Problem(printable(folder), _reason(error)))
+            problem(FileProblem(printable(folder), _reason(error)))
             continue
         subfolders = list[str]()
         for entry in names:
@@ -82,7 +82,7 @@ def walk(path: str, *, skip: Path, problem: Callable[[Problem], None]) -> Iterat
                 status = entry.stat()
                 is_link = entry.is_symlink()
             except OSError as error:
-                problem(Problem(printable(entry.path), _reason(error)))
+                problem(FileProblem(printable(entry.path), _reason(error)))
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield from _found(entry.path, root, status, problem)
@@ -111,11 +111,11 @@ def is_under(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _found(path: str, root: str, status: os.stat_result, problem: Callable[[Problem], None]) -> Iterator[Found]:
+def _found(path: str, root: str, status: os.stat_result, problem: Callable[[FileProblem], None]) -> Iterator[Found]:
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:
-        problem(Problem(printable(path), "its name is not valid UTF-8; rename it"))
+        problem(FileProblem(printable(path), "its name is not valid UTF-8; rename it"))
         return
     yield Found(path, root, status.st_size, status.st_mtime_ns)
 
