@@ -68,7 +68,7 @@ class Assistant:
         clock.mark("retrieve")
         kept = self._selector.select(question, found.passages)
         clock.mark("select")
-        sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder())
+        sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder)
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
         emit = clock.first_piece(on_text)
         if not kept or confidence < self._threshold():
@@ -127,7 +127,7 @@ class Assistant:
 
     def _threshold(self) -> float:
         chosen = self._settings.confidence
-        return evidence.threshold(self._library.embedder()) if chosen < 0 else chosen
+        return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
 
     def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
         pieces = []

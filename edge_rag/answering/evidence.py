@@ -74,7 +74,7 @@ def signals(
     return Signals(
         best_passage=max((cosines[p.chunk_id] for p in passages if p.chunk_id in cosines), default=0.0),
         best_sentence=sentences[0].cosine if sentences else 0.0,
-        covered=max((len(asked & h) / len(asked) for h in held), default=0.0),
+        covered=max((len(asked & h) / max(1, len(asked)) for h in held), default=0.0),
         names_covered=len(names & everywhere) / len(names) if names else 1.0,
     )
 

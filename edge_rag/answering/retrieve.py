@@ -26,7 +26,7 @@ class Retrieval:
 def retrieve(library: Library, question: str, k: int, *, candidates: int, filters: Filters = EVERYTHING) -> Retrieval:
     """Return the k best passages for a question."""
     depth = max(k, candidates)
-    vector = library.embedder().embed([question])[0]
+    vector = library.embedder.embed([question])[0]
     dense = library.dense(vector, depth, filters)
     lexical = library.lexical(question, depth, filters)
     return Retrieval(

@@ -108,8 +108,7 @@ def show(context: typer.Context, document: Which, json: JsonFlag = False) -> Non
     if json:
         print_json(shown)
         return
-    info = shown.info
-    known = {"path": ", ".join(info.paths), "title": info.title, "type": info.media_type, **info.metadata}
+    known = {"path": ", ".join(shown.paths), "title": shown.title, "type": shown.media_type, **shown.metadata}
     for key, value in known.items():
         if value:
             print(f"{key}: {value}", file=sys.stderr)
@@ -128,7 +127,7 @@ def remove(
     Example: edge-rag remove 12 old/report.pdf
     """
     with open_library(context) as library:
-        removed = [path for document in documents for path in library.remove(document).paths]
+        removed = [path for document in documents for path in library.remove(document)]
     if json:
         print_json({"removed": removed})
         return
@@ -163,10 +162,10 @@ def doctor(
 
     Example: edge-rag doctor --deep
     """
-    from edge_rag.library import doctor as examine
+    from edge_rag.library import diagnose
 
     settings = settings_of(context)
-    findings = examine(library_path(settings.library), deep=deep, repair=repair, settings=settings)
+    findings = diagnose(library_path(settings.library), deep=deep, repair=repair, settings=settings)
     machine = _machine()
     bad = [f for f in findings if f.severity == "error"]
     if json:
@@ -192,7 +191,7 @@ def compact(context: typer.Context, json: JsonFlag = False) -> None:
     if json:
         print_json(report)
     else:
-        print(f"{report.before_bytes:,} bytes before, {report.after_bytes:,} after")
+        print(f"{report.bytes_before:,} bytes before, {report.bytes_after:,} after")
 
 
 def libraries(json: JsonFlag = False) -> None:
@@ -200,9 +199,9 @@ def libraries(json: JsonFlag = False) -> None:
 
     Example: edge-rag libraries
     """
-    from edge_rag.library import library_names
+    from edge_rag.library import list_libraries
 
-    names = library_names(libraries_dir())
+    names = list_libraries(libraries_dir())
     if json:
         print_json({"libraries": names})
         return
@@ -215,12 +214,7 @@ def _finish(report: "IngestReport | SyncReport", json: bool) -> None:
     if json:
         print_json(report)
     else:
-        counts = [
-            (verb, len(getattr(report, verb, ()))) for verb in ("added", "changed", "renamed", "removed", "duplicates")
-        ]
-        counts += [("unchanged", report.unchanged), ("skipped", report.skipped), ("not read", len(report.problems))]
-        done = ", ".join(f"{n:,} {verb}" for verb, n in counts if n) or "nothing to do"
-        print(f"{done}; {report.n_chunks:,} chunks stored, {report.n_embedded:,} embedded")
+        print(f"{report.summary()}; {report.n_chunks:,} chunks stored, {report.n_embedded:,} embedded")
         for warning in report.warnings:
             print(f"warning: {warning.path}: {warning.reason}", file=sys.stderr)
         for problem in report.problems:
@@ -247,11 +241,11 @@ def _machine() -> dict[str, str]:
     from importlib.util import find_spec
 
     from edge_rag.index import simd_kernel
-    from edge_rag.models.cores import physical_cores
+    from edge_rag.models.cores import usable_cores
 
     return {
         "index kernel": simd_kernel(),
-        "cores for models": str(physical_cores()),
+        "cores for models": str(usable_cores()),
         "language model": "llama-cpp-python"
         if find_spec("llama_cpp")
         else "none: answers are extracts (pip install 'edge-rag[llm]')",

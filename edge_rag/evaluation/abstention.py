@@ -103,7 +103,7 @@ def _asked_of(library: Library, settings: Settings, limit: int, progress: Progre
         question = row["question"]
         found = retrieve(library, question, settings.candidates, candidates=settings.candidates)
         kept = found.passages[: settings.passages]
-        sentences = evidence.rank_sentences(kept, found.question_vector, library.embedder())
+        sentences = evidence.rank_sentences(kept, found.question_vector, library.embedder)
         kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
         held = kind == "answerable" and any(Path(p.document).stem in row["gold_ids"] for p in kept)
         signals = evidence.signals(question, kept, sentences, found.cosines)
