@@ -1,8 +1,9 @@
 """BERT's uncased WordPiece tokenizer in plain Python: text to token ids.
 
-It gives the ids that the `tokenizers` package gives for the same vocabulary (tests/test_wordpiece.py compares them) without that
-package and the thirteen that come with it. The one known difference: characters that entered Unicode after 2015 get the
-category that this Python's `unicodedata` has for them, where `tokenizers` takes them for unassigned.
+It gives the ids that the `tokenizers` package gives for the same vocabulary (tests/test_wordpiece.py compares them)
+without that package and the thirteen that come with it. The one known difference: characters that entered Unicode
+after 2015 get the category that this Python's `unicodedata` has for them, where `tokenizers` takes them for
+unassigned.
 
 Most words of a text have been seen before, so the speed comes from a cache from whole words to their ids.
 """
