@@ -124,26 +124,17 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = {"train", "export"}  # they meet on disk
 APART_MAY_USE = ("interfaces", "errors", "settings", "testing", "models.catalog", "answering.prompt", "evaluation")
 MAY_CALL_APART = {"cli", "evaluation"}  # inside a function
-TRAINING_LIBRARIES = {
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "sentence_transformers",
-    "optimum",
-}
+TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "optimum"}
 NETWORK = {
     "socket",
     "ssl",
     "socketserver",
     "ftplib",
     "smtplib",
+    "xmlrpc",
     "urllib.request",
     "http.client",
     "http.server",
-    "xmlrpc",
 }
 NETWORK |= {"requests", "httpx", "urllib3", "aiohttp", "huggingface_hub"}
 MAY_USE_NETWORK = {"edge_rag/models/fetch.py", "edge_rag/models/remote.py"}
@@ -175,14 +166,10 @@ def imports_of(tree, package):
                 module = ".".join([*base, *([child.module] if child.module else [])])
                 for alias in child.names:
                     yield child.lineno, f"{module}.{alias.name}", in_function
-            elif (
-                isinstance(child, ast.Call)
-                and (getattr(child.func, "attr", "") or getattr(child.func, "id", ""))
-                in ("import_module", "__import__")
-                and child.args
-                and isinstance(child.args[0], ast.Constant)
-            ):
-                yield child.lineno, str(child.args[0].value), in_function
+            elif isinstance(child, ast.Call) and child.args and isinstance(child.args[0], ast.Constant):
+                called = getattr(child.func, "attr", "") or getattr(child.func, "id", "")
+                if called in ("import_module", "__import__"):
+                    yield child.lineno, str(child.args[0].value), in_function
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from walk(child, in_function or function)
 
