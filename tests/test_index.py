@@ -246,7 +246,7 @@ def test_threads_may_search_and_close_at_once(big):
             if not np.array_equal(found, expected):
                 problems.append(found)
 
-    threads = [threading.Thread(target=search_until_closed) for _ in range(3)]
+    threads = [threading.Thread(target=search_until_closed, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     threading.Event().wait(0.1)
