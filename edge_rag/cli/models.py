@@ -47,7 +47,9 @@ def pull(
     model: Annotated[str, typer.Argument(help="A name from `models list`, or a source.", metavar="NAME|SOURCE")],
     sha256: Annotated[
         str,
-        typer.Option(help="What the file must be, where the catalog does not know; 'any' accepts what comes.", metavar="HEX|any"),
+        typer.Option(
+            help="What the file must be, where the catalog does not know; 'any' accepts what comes.", metavar="HEX|any"
+        ),
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Fetch it even if it is here.")] = False,
     json: JsonFlag = False,

@@ -9,6 +9,9 @@ _ABBREVIATION = re.compile(
     r"|Art|Inc|Ltd|Co|Corp|Dept|Univ|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|e\.g|i\.e|a\.m|p\.m|U\.S|z\.B|d\.h|bzw|Nr|Ph\.D)\.$"
 )
 _ITEM_NUMBER = re.compile(r"(?:^|\n)\s*\(?\w{1,3}\.$")
+_NEW_ITEM = re.compile(
+    r"[-*•–]\s|\(?\w{1,3}[.)]\s|[^\s:;][^:;\n]{0,39}: "
+)  # a list item, or a row of a table: "Name: value"
 _WRAPPED_LINE = range(50, 110)  # characters of a line that an editor broke, not an author
 
 
@@ -20,7 +23,7 @@ def sentence_ends(text: str, start: int, end: int) -> Iterator[int]:
         if "\n\n" in match[0]:
             is_end = True
         elif match[0][0] == "\n":
-            is_end = match.start() - line_start not in _WRAPPED_LINE
+            is_end = match.start() - line_start not in _WRAPPED_LINE or bool(_NEW_ITEM.match(text, match.end(), end))
         elif match[0][0] == ".":
             before = text[max(start, match.start() - 12) : match.start() + 1]
             follower = text[match.end() : match.end() + 1]
