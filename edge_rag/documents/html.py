@@ -18,13 +18,75 @@ _BLOCKS = (
     _LISTS
     | set(_HEADINGS)
     | set(
-        "address article aside blockquote body caption center dd details dialog div dt fieldset figcaption figure footer "
-        "form header hgroup hr html legend li main nav p section summary table tbody td tfoot th thead title tr".split()
+        [
+            "address",
+            "article",
+            "aside",
+            "blockquote",
+            "body",
+            "caption",
+            "center",
+            "dd",
+            "details",
+            "dialog",
+            "div",
+            "dt",
+            "fieldset",
+            "figcaption",
+            "figure",
+            "footer",
+            "form",
+            "header",
+            "hgroup",
+            "hr",
+            "html",
+            "legend",
+            "li",
+            "main",
+            "nav",
+            "p",
+            "section",
+            "summary",
+            "table",
+            "tbody",
+            "td",
+            "tfoot",
+            "th",
+            "thead",
+            "title",
+            "tr",
+        ]
     )
 )
 _DROPPED = set(
-    "script style noscript template head nav svg iframe object embed video audio canvas button select option input "
-    "textarea datalist progress meter rp rt annotation annotation-xml map".split()
+    [
+        "script",
+        "style",
+        "noscript",
+        "template",
+        "head",
+        "nav",
+        "svg",
+        "iframe",
+        "object",
+        "embed",
+        "video",
+        "audio",
+        "canvas",
+        "button",
+        "select",
+        "option",
+        "input",
+        "textarea",
+        "datalist",
+        "progress",
+        "meter",
+        "rp",
+        "rt",
+        "annotation",
+        "annotation-xml",
+        "map",
+    ]
 )
 _DROPPED_ROLES = {
     "navigation",
@@ -58,9 +120,49 @@ _SPACE = re.compile(r"\s+")
 _TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
 _EMPTY_TAG = re.compile(r"<([a-zA-Z][\w:.-]*)((?:\s[^<>]*)?)/>")
 _VOID = set(
-    "area base br col embed hr img input link meta param source track wbr basefont bgsound frame keygen".split()
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "param",
+        "source",
+        "track",
+        "wbr",
+        "basefont",
+        "bgsound",
+        "frame",
+        "keygen",
+    ]
 )
-_CLOSED_BY_OTHERS = set("p li dt dd option optgroup tr td th thead tbody tfoot colgroup rp rt html head body".split())
+_CLOSED_BY_OTHERS = set(
+    [
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "option",
+        "optgroup",
+        "tr",
+        "td",
+        "th",
+        "thead",
+        "tbody",
+        "tfoot",
+        "colgroup",
+        "rp",
+        "rt",
+        "html",
+        "head",
+        "body",
+    ]
+)
 _MARKUP = re.compile(r"<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 
 

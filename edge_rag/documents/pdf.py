@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from edge_rag.documents.text import Builder, clean, squeeze
@@ -24,7 +23,11 @@ _PDFIUM = threading.Lock()
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _HYPHEN = "\u2010"  # stands for any hyphen at a line's end until the lines are joined
 _LINE_END_HYPHEN = re.compile("(?<=\\w)[-\u2010\u00ad\ufffe\x02]\\s*$")
+_PHYSICAL_LINE = re.compile("[^\n\ufffe\x02]*[\n\ufffe\x02]?")  # PDFium runs lines together at a hyphen, which it marks
 _BULLET = re.compile(r"^([•◦▪●○■□–‣⁃·*]|-|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+(?=\S)")
+_PAGE_NUMBER = re.compile(
+    r"^\W*(page\s+)?(\d+|[ivxlc]+)\b(\s*(/|of)\s*\d+)?|\b(page\s+)?(\d+|[ivxlc]+)(\s*(/|of)\s*\d+)?\W*$"
+)
 _BOLD = re.compile(r"bold|black|heavy|medi(um)?\b|CMBX|SFBX|CMSSBX", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _EDGE_LINES = 2  # at the top and the bottom of a page, where running titles and page numbers stand
@@ -148,12 +151,10 @@ def _lines(textpage: Any) -> Iterator[_Line]:
     box = pdfium.FS_RECTF()
     name = ctypes.create_string_buffer(128)
     flags = ctypes.c_int()
-    offset = 0
-    for raw in textpage.get_text_range().split("\n"):
-        text = raw.rstrip("\r \t")
-        first = offset + len(text) - len(text.lstrip())
-        last = offset + len(text) - 1
-        offset += len(raw) + 1
+    for match in _PHYSICAL_LINE.finditer(textpage.get_text_range()):
+        text = match[0].rstrip("\r\n \t")
+        first = match.start() + len(text) - len(text.lstrip())
+        last = match.start() + len(text) - 1
         text = squeeze(clean(_LINE_END_HYPHEN.sub(_HYPHEN, text.translate(_LIGATURES))))
         if not text:
             continue
@@ -190,7 +191,8 @@ def _edge(page: list[_Line], at_top: bool) -> list[_Line]:
 
 
 def _running_key(line: _Line) -> str:
-    return re.sub(r"\d+|\b[ivxlc]+\b", "#", line.text.lower())
+    """Return the text without page number. Numbers inside stay: rows of a table that runs over pages are no titles."""
+    return _PAGE_NUMBER.sub("#", line.text.lower())
 
 
 def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, int]) -> None:
@@ -264,7 +266,7 @@ def _usual_leading(pages: list[list[_Line]]) -> float:
         for above, below in zip(page, page[1:], strict=False)
         if 0 < above.bottom - below.bottom < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
     ]
-    return median(steps) if steps else 0.0
+    return sorted(steps)[len(steps) // 4] if steps else 0.0  # most steps are within paragraphs
 
 
 def _groups(page: list[_Line], leading: float) -> Iterator[list[_Line]]:
@@ -282,10 +284,8 @@ def _groups(page: list[_Line], leading: float) -> Iterator[list[_Line]]:
 def _starts_new(group: list[_Line], line: _Line, leading: float) -> bool:
     last = group[-1]
     step = last.bottom - line.bottom
-    if (
-        abs(line.size - last.size) > 0.12 * max(line.size, last.size)
-        or line.is_bold != last.is_bold
-        and len(group[0].text) < 120
+    if abs(line.size - last.size) > 0.12 * max(line.size, last.size) or (
+        line.is_bold != last.is_bold and len(group[0].text) < 120
     ):
         return abs(step) > 0.3 * last.size  # else a footnote mark or a bold word on the same line
     if _BULLET.match(line.text):
@@ -293,7 +293,7 @@ def _starts_new(group: list[_Line], line: _Line, leading: float) -> bool:
     ends_sentence = bool(_SENTENCE_END.search(last.text))
     if step < -0.5 * last.size:  # up: the next column
         return ends_sentence
-    if leading and step > 1.35 * max(leading, 0.9 * last.size):
+    if step > (1.35 * max(leading, 0.9 * last.size) if leading else 1.6 * last.size):
         return True
     width = max(one.right for one in group) - min(one.left for one in group)
     if ends_sentence and last.right < line.right - 0.15 * max(width, 1.0):
@@ -315,7 +315,7 @@ def _join(group: list[_Line], words: set[str]) -> str:
         left, right = before[0] if before else "", after[0] if after else ""
         hyphenated = f"{left}-{right}".lower() in words
         joined = (left + right).lower() in words
-        keeps = hyphenated and not joined or not right[:1].islower() or left.isdigit()
+        keeps = (hyphenated and not joined) or not right[:1].islower() or left.isdigit()
         text = f"{head}-{tail}" if keeps else head + tail
     return text.replace(_HYPHEN, "-")
 

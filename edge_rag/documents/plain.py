@@ -101,7 +101,7 @@ def read_code(data: bytes, media_type: str) -> Document:
             pending.append(line)
             continue
         attached = _split_attached(pending)
-        builder.code("\n".join(pending))
+        builder.code("\n".join(pending), tight=True)
         builder.code("\n".join(attached))
         indent = len(line) - len(line.lstrip())
         while indents and indents[-1] >= indent:

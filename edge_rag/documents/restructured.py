@@ -17,14 +17,65 @@ _GRID_TABLE = re.compile(r"^\+(-+\+)+$")
 _SUBSTITUTION = re.compile(r"^\.\. \|([^|]{1,100})\| (?:replace|unicode):: (.*)$", re.MULTILINE)
 
 _CODE = set(
-    "code code-block sourcecode parsed-literal literal doctest prompt console ipython testcode productionlist math".split()
+    [
+        "code",
+        "code-block",
+        "sourcecode",
+        "parsed-literal",
+        "literal",
+        "doctest",
+        "prompt",
+        "console",
+        "ipython",
+        "testcode",
+        "productionlist",
+        "math",
+    ]
 )
 _DROPPED = set(
-    "contents toctree sectnum section-numbering highlight index include literalinclude raw meta module currentmodule py:module "
-    "py:currentmodule default-role role target-notes header footer title replace unicode date tabularcolumns".split()
+    [
+        "contents",
+        "toctree",
+        "sectnum",
+        "section-numbering",
+        "highlight",
+        "index",
+        "include",
+        "literalinclude",
+        "raw",
+        "meta",
+        "module",
+        "currentmodule",
+        "py:module",
+        "py:currentmodule",
+        "default-role",
+        "role",
+        "target-notes",
+        "header",
+        "footer",
+        "title",
+        "replace",
+        "unicode",
+        "date",
+        "tabularcolumns",
+    ]
 )
 _NOTES = set(
-    "note warning attention caution danger error hint important tip seealso versionadded versionchanged deprecated".split()
+    [
+        "note",
+        "warning",
+        "attention",
+        "caution",
+        "danger",
+        "error",
+        "hint",
+        "important",
+        "tip",
+        "seealso",
+        "versionadded",
+        "versionchanged",
+        "deprecated",
+    ]
 )
 _MAX_NESTING = 30
 
@@ -156,7 +207,7 @@ class _RstReader:
         while body and (match := _FIELD.match(body[0])):
             options[match[1]] = match[2] or ""
             body = body[1:]
-        if name in _DROPPED:
+        if name in _DROPPED or nesting >= _MAX_NESTING:
             return
         if name in _CODE:
             self._builder.code("\n".join(([argument] if name in ("math", "productionlist") else []) + body))
@@ -171,7 +222,7 @@ class _RstReader:
         elif name in ("image", "figure"):
             self._add_titled(options.get("alt", ""))
             self.read(body, nesting + 1)
-        elif nesting < _MAX_NESTING:
+        else:
             label = f"{name.capitalize()}: " if name in _NOTES else ""
             first, rest = _split_paragraph(body) if label and not argument else ([], body)
             self._add_titled(label + " ".join([argument, *first]))
@@ -244,14 +295,14 @@ class _RstReader:
                     indents.pop()
                 if not indents or indent > indents[-1]:
                     indents.append(indent)
-                marker = "-" if match[1] in "-*+•" else match[1]
-                items.append("  " * min(len(indents) - 1, 8) + f"{marker} {stripped[match.end() :]}")
+                items.append("  " * min(len(indents) - 1, 8) + _marker(match) + stripped[match.end() :])
                 after_blank = False
-            elif indent == 0 and not after_blank and (match := _ITEM.match(stripped)) and indents == [0]:
-                items.append(f"{'-' if match[1] in '-*+•' else match[1]} {stripped[match.end() :]}")
-            elif indent == 0 and (after_blank or not items):
-                break
-            elif stripped.startswith((".. ", ">>>")) and after_blank:
+            elif indent in indents and (
+                match := _ITEM.match(stripped)
+            ):  # the next item, without a blank line before it
+                del indents[indents.index(indent) + 1 :]
+                items.append("  " * min(len(indents) - 1, 8) + _marker(match) + stripped[match.end() :])
+            elif (indent == 0 and (after_blank or not items)) or (stripped.startswith((".. ", ">>>")) and after_blank):
                 break
             elif after_blank:
                 items.append("  " * len(indents) + stripped)
@@ -368,13 +419,18 @@ class _RstReader:
         return re.sub("\ue000([0-9]+)\ue001", lambda m: f"`{literals[int(m[1])]}`", text) if literals else text
 
 
+def _marker(item: re.Match[str]) -> str:
+    return "- " if item[1] in "-*+•" else f"{item[1]} "
+
+
 def _role_text(match: re.Match[str]) -> str:
     role, text = match[1].rpartition(":")[2].lower(), match[2]
-    titled = re.match(r"(.+?)\s*<[^<>]*>$", text, re.DOTALL)
+    titled = re.match(r"(.+?)\s*<([^<>]*)>$", text, re.DOTALL)
+    if role in ("pep", "rfc"):
+        number = (titled[2] if titled else text).partition("#")[0]
+        return f"{titled[1]} ({role.upper()} {number})" if titled else f"{role.upper()} {number}"
     if titled:
         return titled[1]
-    if role in ("pep", "rfc"):
-        return f"{role.upper()} {text.partition('#')[0]}"
     return text.lstrip("~!") if "~" not in text else text.lstrip("~").rpartition(".")[2]
 
 

@@ -90,11 +90,11 @@ def _is_binary(head: bytes) -> bool:
     if not head:
         return False
     controls = len(head) - len(head.translate(None, _CONTROL))
-    if controls <= 0.01 * len(head):
+    if controls <= max(2, 0.01 * len(head)):
         return False
     text = decode(head[: len(head) & ~3])
     odd = sum(
-        1 for c in text if c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b" or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
+        1 for c in text if (c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b") or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
     )
     wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or len(text) <= len(head) // 2 + 2
     return not (wide and odd <= 0.01 * len(text))

@@ -132,7 +132,7 @@ class Builder:
     def lines(self, kind: BlockKind, lines: Iterable[str]) -> None:
         """Add a list or a table, one item or row a line; leading spaces show nesting."""
         cleaned = (clean(line) for line in lines)
-        self._append(kind, "\n".join(line for line in cleaned if line.strip()))
+        self._append(kind, "\n".join(" " * _indent(line) + squeeze(line) for line in cleaned if line.strip()))
 
     def code(self, text: str, *, tight: bool = False) -> None:
         self._append("code", _BLANK_LINES.sub("\n\n", clean(text.expandtabs(4))), tight=tight)
@@ -176,7 +176,13 @@ class Builder:
     def _page_spans(self) -> tuple[PageSpan, ...]:
         """Let each page end where the next begins; pages without text have no span."""
         ends = [start for _, start in self._page_starts[1:]] + [self._length]
-        return tuple(PageSpan(number, start, end) for (number, start), end in zip(self._page_starts, ends, strict=False))
+        return tuple(
+            PageSpan(number, start, end) for (number, start), end in zip(self._page_starts, ends, strict=False)
+        )
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def _utf16_without_mark(data: bytes) -> str | None:
