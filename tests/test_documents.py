@@ -657,13 +657,8 @@ def test_declared_charset_of_a_page_is_used() -> None:
 
 
 def test_text_is_normalised_once() -> None:
-    document = read_document(
-        "e\u0301t\u00e9\u00a0x\u200b \r\nb\x00\x07\rc\n\n\n\n\nd x\u00b2 \ud83d".encode("utf-8", "surrogatepass"),
-        "a.txt",
-    )
-    assert document.text == "été x\nb\nc\n\nd x² \ufffd\ufffd\ufffd".replace(
-        "\ufffd\ufffd\ufffd", document.text[-1] * document.text.count("\ufffd")
-    )
+    messy = "e\u0301t\u00e9\u00a0x\u200b \r\nb\x00\x07\rc\n\n\n\n\nd x\u00b2"
+    assert read_document(messy.encode(), "a.txt").text == "été x\nb\nc\n\nd x²"
 
 
 def test_json_with_lone_surrogates_is_stored_as_utf8() -> None:

@@ -40,12 +40,16 @@ def test_flipped_bytes_give_a_document_or_an_error(name: str) -> None:
         read_or_refuse(bytes(damaged), name)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("a.docx", "a.pptx", "a.xlsx", "a.odt", "a.epub")])
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLES if name not in ("a.docx", "a.pptx", "a.xlsx", "a.odt", "a.epub")]
+)
 def test_spliced_texts_give_a_document_or_an_error(name: str) -> None:
     chance = random.Random(11)
     data = SAMPLES[name][0]
     for _ in range(60):
-        pieces = [data[chance.randrange(len(data)) :][: chance.randrange(1, 200)] for _ in range(chance.randrange(2, 12))]
+        pieces = [
+            data[chance.randrange(len(data)) :][: chance.randrange(1, 200)] for _ in range(chance.randrange(2, 12))
+        ]
         read_or_refuse(data[:40] + b"".join(pieces), name)
 
 
@@ -62,7 +66,7 @@ def test_damaged_xml_in_sound_containers_gives_a_document_or_an_error(name: str)
         if kind == 0:
             del damaged[victim]
         elif kind == 1:
-            damaged[victim] = content.replace(chance.choice((b"<w:p>", b'Id="rId1"', b"<c ", b"="[:0] or b"rId2", b"href")), b"", 1)
+            damaged[victim] = content.replace(chance.choice((b"<w:p>", b'Id="rId1"', b"<c ", b"rId2", b"href")), b"", 1)
         elif kind == 2:
             numbers = [b"0", b"-1", b"99999999999999999999", b"1e999", b"nan", "٣".encode(), b""]
             at = [i for i, byte in enumerate(content) if 48 <= byte <= 57]
@@ -76,7 +80,7 @@ def test_damaged_xml_in_sound_containers_gives_a_document_or_an_error(name: str)
 
 
 def test_a_zip_bomb_is_refused_before_it_fills_the_memory() -> None:
-    body = f'<w:document {W}><w:body>' + " " * (60 << 20)
+    body = f"<w:document {W}><w:body>" + " " * (60 << 20)
     bomb = zip_of({"[Content_Types].xml": "<Types/>", "word/document.xml": body})
     assert len(bomb) < 100_000
     with pytest.raises(DocumentError, match="zip bomb"):
@@ -93,7 +97,7 @@ def test_a_size_that_lies_does_not_help_a_bomb(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_members_of_a_container_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 1000)
+    monkeypatch.setattr(archive, "MAX_TOTAL_BYTES", 500)
     with pytest.raises(DocumentError, match="too large"):
         read_document(sample_epub(), "a.epub")
 
@@ -107,7 +111,16 @@ def test_a_container_with_too_many_members_is_refused(monkeypatch: pytest.Monkey
 def test_containers_in_containers_stay_closed() -> None:
     inner = make_docx(para("inner words"))
     assert sniff(zip_of({"a.docx": inner}), "a.docx") is None
-    document = read_document(zip_of({"[Content_Types].xml": "<Types/>", "word/document.xml": f"<w:document {W}><w:body/></w:document>", "x.zip": inner}), "a")
+    document = read_document(
+        zip_of(
+            {
+                "[Content_Types].xml": "<Types/>",
+                "word/document.xml": f"<w:document {W}><w:body/></w:document>",
+                "x.zip": inner,
+            }
+        ),
+        "a",
+    )
     assert document.text == ""
 
 
@@ -123,7 +136,10 @@ def test_encrypted_members_are_refused() -> None:
 LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "lol"}">' for i in range(12))
 
 
-@pytest.mark.parametrize("declarations", [LAUGHS, '<!ENTITY l11 SYSTEM "file:///etc/passwd">', '<!ENTITY % p SYSTEM "http://127.0.0.1/x"> %p;'])
+@pytest.mark.parametrize(
+    "declarations",
+    [LAUGHS, '<!ENTITY l11 SYSTEM "file:///etc/passwd">', '<!ENTITY % p SYSTEM "http://127.0.0.1/x"> %p;'],
+)
 def test_entities_are_never_expanded(declarations: str) -> None:
     xml = f'<?xml version="1.0"?><!DOCTYPE w:document [{declarations}]><w:document {W}><w:body>{para("&l11;")}</w:body></w:document>'
     with pytest.raises(DocumentError, match="entities"):
@@ -133,7 +149,9 @@ def test_entities_are_never_expanded(declarations: str) -> None:
 
 
 def test_encodings_do_not_smuggle_declarations_past_the_check() -> None:
-    xml = f'<?xml version="1.0" encoding="utf-16"?><!DOCTYPE w:document [{LAUGHS}]><w:document {W}><w:body/></w:document>'
+    xml = (
+        f'<?xml version="1.0" encoding="utf-16"?><!DOCTYPE w:document [{LAUGHS}]><w:document {W}><w:body/></w:document>'
+    )
     for data in (xml.encode("utf-16"), xml.replace("utf-16", "utf-7").encode("utf-7")):
         with pytest.raises(DocumentError):
             read_document(zip_of({"[Content_Types].xml": "<Types/>", "word/document.xml": data}), "a.docx")
@@ -178,10 +196,39 @@ def test_deeply_nested_mail_is_survived() -> None:
 LINE = 3 << 20
 
 
-@pytest.mark.parametrize("name", ["a.md", "a.rst", "a.txt", "a.html", "a.csv", "a.json", "a.eml", "a.py", "a.c", "a.jsonl", "a.xml"])
-@pytest.mark.parametrize("filling", [b"a", b"word ", b"[", b"`", b"*a ", b"_a _", b"<", b"<!--", b"![](", b"|", b"|-", b"\\", b"&", b"# ", b'"', b": ", b"- "])
+@pytest.mark.parametrize(
+    "name", ["a.md", "a.rst", "a.txt", "a.html", "a.csv", "a.json", "a.eml", "a.py", "a.c", "a.jsonl", "a.xml"]
+)
+@pytest.mark.parametrize(
+    "filling",
+    [
+        b"a",
+        b"word ",
+        b"[",
+        b"`",
+        b"*a ",
+        b"_a _",
+        b"<",
+        b"<!--",
+        b"![](",
+        b"|",
+        b"|-",
+        b"\\",
+        b"&",
+        b"# ",
+        b'"',
+        b": ",
+        b"- ",
+    ],
+)
 def test_one_long_line_is_read_in_time(name: str, filling: bytes) -> None:
-    opening = {"a.html": b"<html>", "a.eml": b"From: a@b\nSubject: s\n\n", "a.json": b'{"a": "', "a.jsonl": b'{"a": "', "a.xml": b"<?xml version='1.0'?><d>"}
+    opening = {
+        "a.html": b"<html>",
+        "a.eml": b"From: a@b\nSubject: s\n\n",
+        "a.json": b'{"a": "',
+        "a.jsonl": b'{"a": "',
+        "a.xml": b"<?xml version='1.0'?><d>",
+    }
     size = LINE if filling in (b"a", b"word ") else LINE // 10
     start = time.perf_counter()
     read_or_refuse(opening.get(name, b"") + filling * (size // len(filling)), name)

@@ -36,11 +36,11 @@ _FRONT_NAMES = {
 
 # A comment may span lines and blocks, so it goes first; one inside code stays.
 _CODE_OR_COMMENT = re.compile(
-    r"^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t>]*(?P=fence)|\Z)|`[^`\n]{1,400}`|<!--(?:(?!<!--).)*?-->",
+    r"^[ \t>]*(?P<fence>`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t>]*(?P=fence)|\Z)|`[^`\n]{1,400}`|<!--(?:(?!<!--).)*?-->",
     re.DOTALL | re.MULTILINE,
 )
 
-_CODE_SPAN = re.compile(r"(`+)(?!`)(.{1,1000}?)(?<!`)\1(?!`)")
+_CODE_SPAN = re.compile(r"(?<!`)(`++)(.{1,1000}?)(?<!`)\1(?!`)")
 _TARGET = r"(?:\(\s*<?[^()\s]{0,2000}(?:\([^()]{0,500}\)[^()\s]{0,500}){0,9}>?(?:\s+[\"'(][^\"']{0,400}[\"')])?\s*\)|\[[^\[\]]{0,400}\])"
 _IMAGE = re.compile(r"!\[([^\[\]]{0,400})\]" + _TARGET)
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){0,600})\]" + _TARGET)

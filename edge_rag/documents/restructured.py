@@ -107,8 +107,7 @@ def read_rst(data: bytes) -> Document:
 
 def _take_preamble(builder: Builder, lines: list[str]) -> list[str]:
     """Read "Key: value" lines before the first blank line, as PEPs have them; they stay in the text, for they answer questions."""
-    while lines and not lines[0].strip():
-        lines = lines[1:]
+    lines = lines[next((i for i, line in enumerate(lines) if line.strip()), len(lines)) :]
     if not lines or not _PREAMBLE_LINE.match(lines[0]):
         return lines
     fields: list[list[str]] = []
@@ -457,9 +456,8 @@ def _indented_end(lines: list[str], i: int, indent: int = 1) -> int:
 def _dedent(lines: list[str]) -> list[str]:
     filled = [line for line in lines if line.strip()]
     indent = min((len(line) - len(line.lstrip()) for line in filled), default=0)
-    while lines and not lines[0].strip():
-        lines = lines[1:]
-    return [line[indent:] for line in lines]
+    first = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
+    return [line[indent:] for line in lines[first:]]
 
 
 def _split_paragraph(lines: list[str]) -> tuple[list[str], list[str]]:
