@@ -21,9 +21,7 @@ from edge_rag.errors import UsageError
 class Settings:
     library: str = "default"  # a name, or a folder (anything with a path separator in it)
     embedder: str = "all-minilm-l6-v2"  # catalog name; a library keeps the one that it was made with
-    generator: str = (
-        "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
-    )
+    generator: str = "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     threads: int = 0  # for models; 0: the physical cores that this process may use
     chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
     max_file_mb: int = 256  # larger files are reported, not read
@@ -80,9 +78,7 @@ def library_path(library: str) -> Path:
     if "/" in library or os.sep in library or library in (".", ".."):
         return Path(library).expanduser().absolute()
     if not library or library.startswith(".") or any(c in library for c in '<>:"|?*\\\0'):
-        raise UsageError(
-            f"{library!r} is no name for a library", mend="use letters and digits, or give a folder: ./NAME"
-        )
+        raise UsageError(f"{library!r} is no name for a library", mend="use letters and digits, or give a folder: ./NAME")
     return libraries_dir() / library
 
 

@@ -1,5 +1,7 @@
 """Every format, from a real file made here: what is read, how it is structured, and which metadata comes along."""
 
+# ruff: noqa: E501 - markup in samples reads better unbroken
+
 import io
 import json
 import zipfile

@@ -1,5 +1,7 @@
 """Files made to hurt, and files that were hurt: a Document or a DocumentError comes out, soon, and nothing else."""
 
+# ruff: noqa: E501 - markup in samples reads better unbroken
+
 import io
 import random
 import time

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from edge_rag.documents.text import Builder, clean, squeeze
@@ -263,7 +264,7 @@ def _usual_leading(pages: list[list[_Line]]) -> float:
     steps = [
         above.bottom - below.bottom
         for page in pages[:50]
-        for above, below in zip(page, page[1:], strict=False)
+        for above, below in pairwise(page)
         if 0 < above.bottom - below.bottom < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
     ]
     return sorted(steps)[len(steps) // 4] if steps else 0.0  # most steps are within paragraphs

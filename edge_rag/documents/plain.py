@@ -22,7 +22,8 @@ _KEYWORD = re.compile(
     r"|record|union|macro_rules!|defmodule|defp?|sub|package|type(?=\s+\w+\s+(?:struct|interface)))\b\s*[\w<(]"
 )
 _C_FUNCTION = re.compile(
-    r"^(\s{0,0})(?!(?:return|else|if|for|while|switch|typedef|case|goto|do|using|throw|new|delete)\b)[A-Za-z_][\w:*&<>,~ \t]*[\s*&]~?[\w:~]+\s*\([^;{}=]*\)?[^;=]*\{?$"
+    r"^(\s{0,0})(?=[^;=]*$)(?!(?:return|else|if|for|while|switch|typedef|case|goto|do|using|throw|new|delete)\b)"
+    r"[A-Za-z_][\w:*&<>,~ \t]*[\s*&][\w:~]+\s*\("
 )
 _SHELL = re.compile(r"^(\s*)(?:function\s+)?[\w-]+\s*\(\)\s*\{?$|^(\s*)function\s+[\w-]+")
 _RUBY = re.compile(r"^(\s*)(?:def|class|module)\s+\w+")

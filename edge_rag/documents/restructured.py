@@ -3,7 +3,7 @@
 import re
 
 from edge_rag.documents.tabular import csv_rows
-from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze
+from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze, word_set
 from edge_rag.interfaces import Document
 
 _ADORNMENT = re.compile(r"^([!-/:-@\[-`{-~])\1*$")
@@ -16,67 +16,19 @@ _SIMPLE_TABLE = re.compile(r"^=+( +=+)+$")
 _GRID_TABLE = re.compile(r"^\+(-+\+)+$")
 _SUBSTITUTION = re.compile(r"^\.\. \|([^|]{1,100})\| (?:replace|unicode):: (.*)$", re.MULTILINE)
 
-_CODE = set(
-    [
-        "code",
-        "code-block",
-        "sourcecode",
-        "parsed-literal",
-        "literal",
-        "doctest",
-        "prompt",
-        "console",
-        "ipython",
-        "testcode",
-        "productionlist",
-        "math",
-    ]
-)
-_DROPPED = set(
-    [
-        "contents",
-        "toctree",
-        "sectnum",
-        "section-numbering",
-        "highlight",
-        "index",
-        "include",
-        "literalinclude",
-        "raw",
-        "meta",
-        "module",
-        "currentmodule",
-        "py:module",
-        "py:currentmodule",
-        "default-role",
-        "role",
-        "target-notes",
-        "header",
-        "footer",
-        "title",
-        "replace",
-        "unicode",
-        "date",
-        "tabularcolumns",
-    ]
-)
-_NOTES = set(
-    [
-        "note",
-        "warning",
-        "attention",
-        "caution",
-        "danger",
-        "error",
-        "hint",
-        "important",
-        "tip",
-        "seealso",
-        "versionadded",
-        "versionchanged",
-        "deprecated",
-    ]
-)
+_CODE = word_set("""
+    code code-block sourcecode parsed-literal literal doctest prompt console ipython testcode productionlist
+    math
+""")
+_DROPPED = word_set("""
+    contents toctree sectnum section-numbering highlight index include literalinclude raw meta module
+    currentmodule py:module py:currentmodule default-role role target-notes header footer title replace unicode
+    date tabularcolumns
+""")
+_NOTES = word_set("""
+    note warning attention caution danger error hint important tip seealso versionadded versionchanged
+    deprecated
+""")
 _MAX_NESTING = 30
 
 _LITERAL = re.compile(r"``(.{1,1000}?)``")
@@ -84,7 +36,7 @@ _ROLE = re.compile(r":([A-Za-z][\w:+.-]{0,60}):`([^`]{1,600})`")
 _LINK = re.compile(r"`([^`<]{1,600}?)\s*<[^`<>]{1,2000}>`__?")
 _REFERENCE = re.compile(r"`([^`]{1,600})`__?")
 _INTERPRETED = re.compile(r"(?<![`\w])`([^`]{1,600})`(?![`\w])")
-_WORD_REFERENCE = re.compile(r"(?<![\w_])(\w[\w.-]{0,100}?)__?(?=[\s.,;:!?)'\"\]-]|$)")
+_WORD_REFERENCE = re.compile(r"(?<![\w/])([A-Za-z0-9][\w.-]{0,100}?)__?(?=[\s.,;:!?)'\"\]-]|$)")
 _FOOTNOTE_MARK = re.compile(r"(?<=\s)\[(#[\w-]*|\*)\]_")
 _NUMBERED_MARK = re.compile(r"(\[[\w.-]{1,60}\])_\b")
 _STRONG = re.compile(r"(?<![\\*\w])(\*{1,2})(?=[^\s*])([^*]{1,600})(?<=[^\s\\])\1(?![*\w])")
@@ -97,16 +49,15 @@ def read_rst(data: bytes) -> Document:
     source = clean(decode(data)).expandtabs(8)
     builder = Builder()
     lines = source.split("\n")
-    lines = _take_preamble(builder, lines)
     reader = _RstReader(builder, dict(_SUBSTITUTION.findall(source)))
-    reader.read(lines, nesting=0)
+    reader.read(_take_preamble(builder, lines), nesting=0)
     if not builder.title and reader.first_heading and reader.first_heading[1] == 1:
         builder.title = reader.first_heading[0]
     return builder.finish("text/x-rst")
 
 
 def _take_preamble(builder: Builder, lines: list[str]) -> list[str]:
-    """Read "Key: value" lines before the first blank line, as PEPs have them; they stay in the text, for they answer questions."""
+    """Read "Key: value" lines at the top, as PEPs have them; they stay in the text, for they answer questions."""
     lines = lines[next((i for i, line in enumerate(lines) if line.strip()), len(lines)) :]
     if not lines or not _PREAMBLE_LINE.match(lines[0]):
         return lines
@@ -123,6 +74,7 @@ def _take_preamble(builder: Builder, lines: list[str]) -> list[str]:
             return lines
     if len(fields) < 3:
         return lines
+    fields = [[key, squeeze(_plain_inline(value, {}))] for key, value in fields]
     values = {key.lower(): value for key, value in fields}
     builder.title = values.get("title", "")
     if "pep" in values:
@@ -389,33 +341,37 @@ class _RstReader:
         self._builder.lines("table", rows_as_lines(cleaned, header=header))
 
     def _inline(self, text: str) -> str:
-        """Remove inline marks; literals keep one backtick on each side."""
-        literals: list[str] = []
+        return _plain_inline(text, self._substitutions)
 
-        def protect(match: re.Match[str]) -> str:
-            literals.append(match[1])
-            return f"\ue000{len(literals) - 1}\ue001"
 
-        text = text.replace("\ue000", "")
-        if "`" in text:
-            text = _LITERAL.sub(protect, text)
-            text = _ROLE.sub(_role_text, text)
-            text = _LINK.sub(r"\1", text)
-            text = _INLINE_TARGET.sub(r"\1", text)
-            text = _REFERENCE.sub(r"\1", text)
-            text = _INTERPRETED.sub(r"\1", text)
-        if "|" in text:
-            text = _SUBSTITUTED.sub(lambda m: self._substitutions.get(m[1], m[0]), text)
-        if "_" in text:
-            text = _FOOTNOTE_MARK.sub("", text)
-            text = _NUMBERED_MARK.sub(r"\1", text)
-            text = text.replace("]_", "]")
-            text = _WORD_REFERENCE.sub(r"\1", text)
-        if "*" in text:
-            text = _STRONG.sub(r"\2", text)
-        if "\\" in text:
-            text = _ESCAPE.sub(lambda m: "" if m[1] == " " else m[1], text)
-        return re.sub("\ue000([0-9]+)\ue001", lambda m: f"`{literals[int(m[1])]}`", text) if literals else text
+def _plain_inline(text: str, substitutions: dict[str, str]) -> str:
+    """Remove inline marks; literals keep one backtick on each side."""
+    literals: list[str] = []
+
+    def protect(match: re.Match[str]) -> str:
+        literals.append(match[1])
+        return f"\ue000{len(literals) - 1}\ue001"
+
+    text = text.replace("\ue000", "")
+    if "`" in text:
+        text = _LITERAL.sub(protect, text)
+        text = _ROLE.sub(_role_text, text)
+        text = _LINK.sub(r"\1", text)
+        text = _INLINE_TARGET.sub(r"\1", text)
+        text = _REFERENCE.sub(r"\1", text)
+        text = _INTERPRETED.sub(r"\1", text)
+    if "|" in text:
+        text = _SUBSTITUTED.sub(lambda m: substitutions.get(m[1], m[0]), text)
+    if "_" in text:
+        text = _FOOTNOTE_MARK.sub("", text)
+        text = _NUMBERED_MARK.sub(r"\1", text)
+        text = text.replace("]_", "]")
+        text = _WORD_REFERENCE.sub(r"\1", text)
+    if "*" in text:
+        text = _STRONG.sub(r"\2", text)
+    if "\\" in text:
+        text = _ESCAPE.sub(lambda m: "" if m[1] == " " else m[1], text)
+    return re.sub("\ue000([0-9]+)\ue001", lambda m: f"`{literals[int(m[1])]}`", text) if literals else text
 
 
 def _marker(item: re.Match[str]) -> str:
@@ -474,7 +430,7 @@ def _list_table_rows(lines: list[str]) -> list[list[str]]:
     rows: list[list[str]] = []
     for line in lines:
         stripped = line.strip()
-        if line.startswith("* -") or line.startswith("* *"):
+        if line.startswith(("* -", "* *")):
             rows.append([stripped[3:].strip()])
         elif rows and re.match(r"^\s+[-*](\s|$)", line):
             rows[-1].append(stripped[1:].strip())

@@ -132,9 +132,11 @@ def _sniff_json(data: bytes, head: str, by_name: str | None) -> str | None:
     if not start.startswith(("{", "[")):
         return None
     lines = [line for line in start.split("\n", 3)[:3] if line.strip()]
-    if len(data) <= _HEAD or not _is_json(lines[0]) or len(lines) == 1:
-        if by_name != "application/jsonl" and _is_json(decode(data)):
-            return "application/json"
+    one_value = (
+        len(data) <= _HEAD or len(lines) == 1 or not _is_json(lines[0])
+    )  # else do not parse a huge JSONL in vain
+    if one_value and by_name != "application/jsonl" and _is_json(decode(data)):
+        return "application/json"
     complete = lines[: 2 if len(data) > _HEAD else 3]
     if len(complete) > (0 if by_name == "application/jsonl" else 1) and all(_is_json(line) for line in complete):
         return "application/jsonl"

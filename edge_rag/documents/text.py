@@ -1,7 +1,7 @@
 """From bytes to clean text, and from pieces of text to a Document.
 
-Text is normalised once, here: line ends are LF, control characters and lone surrogates are gone, trailing spaces are cut,
-and the whole is NFC, because file systems, PDFs and keyboards disagree on how an accent is stored and a lexical search would
+Text is normalised once, here: line ends are LF, control characters and lone surrogates are gone, trailing spaces are
+cut, and the whole is NFC, because PDFs and keyboards disagree on how an accent is stored, and a lexical search would
 miss one of the two. Not NFKC: it would turn x² into x2, and a citation must quote what the document says.
 """
 
@@ -74,6 +74,11 @@ def clean(text: str) -> str:
 def squeeze(text: str) -> str:
     """Put a flowing text on one line."""
     return " ".join(text.split())
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Spell a set of names as one text."""
+    return frozenset(words.split())
 
 
 def rows_as_lines(rows: Sequence[Sequence[str]], header: bool | None = None) -> list[str]:
