@@ -90,11 +90,13 @@ def test_a_chunk_is_on_the_page_of_its_first_word(blocks: list[tuple[str, str, i
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from(["a.md", "a.rst", "a.txt", "a.html", "a.csv"]))
-def test_any_text_file_can_be_chunked(data: bytes, name: str) -> None:
-    document = read_document(b"Some words at the start. " + data.replace(b"\0", b""), name) if data.isascii() else None
-    if document is not None:
-        assert_tiles(document, chunk_document(document, count_tokens=pieces, budget=30), pieces, 30)
+@given(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\n#*-=|` "), max_size=400),
+    st.sampled_from(["a.md", "a.rst", "a.txt", "a.html", "a.csv"]),
+)
+def test_any_text_file_can_be_chunked(text: str, name: str) -> None:
+    document = read_document(("Some words at the start. " + text).encode(), name)
+    assert_tiles(document, chunk_document(document, count_tokens=pieces, budget=30), pieces, 30)
 
 
 def chunk_texts(document: Document, budget: int) -> list[tuple[str, str]]:
@@ -184,7 +186,7 @@ def test_embedding_text_does_not_say_the_last_heading_twice() -> None:
     assert embedding_text("", " x ") == "x"
 
 
-@pytest.mark.parametrize("line", ["x" * 20_000_000, "word " * 4_000_000, "QUJD/+9=" * 2_500_000, "。" * 2_000_000])
+@pytest.mark.parametrize("line", ["x" * 20_000_000, "word " * 1_600_000, "QUJD/+9=" * 500_000, "。" * 1_000_000])
 def test_one_monstrous_line_is_chunked_in_linear_time(line: str) -> None:
     counted = 0
 

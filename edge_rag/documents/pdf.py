@@ -5,6 +5,7 @@ PDFium may not be called from two threads at once, so one lock guards it.
 """
 
 import ctypes
+import math
 import re
 import threading
 from collections import Counter
@@ -25,6 +26,8 @@ _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi",
 _HYPHEN = "\u2010"  # stands for any hyphen at a line's end until the lines are joined
 _LINE_END_HYPHEN = re.compile("(?<=\\w)[-\u2010\u00ad\ufffe\x02]\\s*$")
 _PHYSICAL_LINE = re.compile("[^\n\ufffe\x02]*[\n\ufffe\x02]?")  # PDFium runs lines together at a hyphen, which it marks
+_LEADER = re.compile(r"(?: ?[.·…_]){5,} ?")  # the dots in a table of contents
+_CONTENTS_ENTRY = re.compile(r" … (\d+|[ivxlc]+)?$")
 _BULLET = re.compile(r"^([•◦▪●○■□–‣⁃·*]|-|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+(?=\S)")
 _PAGE_NUMBER = re.compile(
     r"^\W*(page\s+)?(\d+|[ivxlc]+)\b(\s*(/|of)\s*\d+)?|\b(page\s+)?(\d+|[ivxlc]+)(\s*(/|of)\s*\d+)?\W*$"
@@ -42,8 +45,8 @@ class _Line:
     text: str
     left: float
     right: float
-    bottom: float
-    size: float  # height of the font's box
+    baseline: float
+    size: float  # of the font on the page, in points
     is_bold: bool
 
 
@@ -147,29 +150,44 @@ def _page_lines(pdf: Any, index: int) -> tuple[list[_Line], bool]:
 
 
 def _lines(textpage: Any) -> Iterator[_Line]:
-    import pypdfium2.raw as pdfium
-
-    box = pdfium.FS_RECTF()
-    name = ctypes.create_string_buffer(128)
-    flags = ctypes.c_int()
     for match in _PHYSICAL_LINE.finditer(textpage.get_text_range()):
-        text = match[0].rstrip("\r\n \t")
-        first = match.start() + len(text) - len(text.lstrip())
-        last = match.start() + len(text) - 1
-        text = squeeze(clean(_LINE_END_HYPHEN.sub(_HYPHEN, text.translate(_LIGATURES))))
+        shown = match[0].strip()
+        text = _LEADER.sub(" … ", squeeze(clean(_LINE_END_HYPHEN.sub(_HYPHEN, shown.translate(_LIGATURES)))))
         if not text:
             continue
-        last_index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, last)
-        has_last = pdfium.FPDFText_GetLooseCharBox(textpage, last_index, box)
-        right = box.right if has_last else 0.0
-        index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, first)
-        has_first = pdfium.FPDFText_GetLooseCharBox(textpage, index, box)
-        left, bottom, size = (
-            (box.left, box.bottom, round(abs(box.top - box.bottom), 1)) if has_first else (0.0, 0.0, 0.0)
-        )
-        length = pdfium.FPDFText_GetFontInfo(textpage, index, name, len(name), flags)
-        is_bold = 0 < length <= len(name) and bool(_BOLD.search(name.value.decode("latin-1")))
-        yield _Line(text, left, max(right, left), bottom, size, is_bold)
+        start = match.start() + len(match[0]) - len(match[0].lstrip())
+        first, last = _glyph(textpage, start), _glyph(textpage, start + len(shown) - 1)
+        # One word in another font, at either end, must not make the line look like a heading.
+        size = min(first.size or last.size, last.size or first.size)
+        if _BULLET.match(text):
+            size = last.size
+        yield _Line(text, first.left, max(first.left, last.right), first.baseline, size, first.is_bold and last.is_bold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyph:
+    left: float
+    right: float
+    baseline: float
+    size: float
+    is_bold: bool
+
+
+def _glyph(textpage: Any, text_index: int) -> _Glyph:
+    import pypdfium2.raw as pdfium
+
+    index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, text_index)
+    box, x, y = pdfium.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
+    if not pdfium.FPDFText_GetLooseCharBox(textpage, index, box):
+        return _Glyph(0.0, 0.0, 0.0, 0.0, False)
+    pdfium.FPDFText_GetCharOrigin(textpage, index, x, y)
+    matrix = pdfium.FS_MATRIX()
+    pdfium.FPDFText_GetMatrix(textpage, index, matrix)
+    size = pdfium.FPDFText_GetFontSize(textpage, index) * math.hypot(matrix.c, matrix.d)
+    name, flags = ctypes.create_string_buffer(128), ctypes.c_int()
+    length = pdfium.FPDFText_GetFontInfo(textpage, index, name, len(name), flags)
+    is_bold = 0 < length <= len(name) and bool(_BOLD.search(name.value.decode("latin-1")))
+    return _Glyph(box.left, box.right, y.value, round(size, 1), is_bold)
 
 
 def _drop_running_titles(pages: list[list[_Line]]) -> None:
@@ -216,6 +234,9 @@ def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, in
         for group in _groups(page, leading):
             text = _join(group, words)
             level = headings.level(group, text)
+            if not level and _CONTENTS_ENTRY.search(text):
+                items.append(f"- {text}")
+                continue
             if not level and _BULLET.match(text):
                 items.append(_BULLET.sub(lambda m: ("-" if len(m[1]) == 1 else m[1]) + " ", text))
                 continue
@@ -237,7 +258,7 @@ class _Headings:
 
     def level(self, group: list[_Line], text: str) -> int:
         """Return the level of a group of lines that is a heading, else 0."""
-        if len(text) > 200 or len(group) > 3 or not re.search(r"[^\W\d]", text):
+        if len(text) > 200 or len(group) > 3 or not re.search(r"[^\W\d]", text) or _CONTENTS_ENTRY.search(text):
             return 0
         if level := self.outline.get(_key(text)):
             return level
@@ -262,10 +283,10 @@ def _distinct(sizes: Iterable[float]) -> list[float]:
 
 def _usual_leading(pages: list[list[_Line]]) -> float:
     steps = [
-        above.bottom - below.bottom
+        above.baseline - below.baseline
         for page in pages[:50]
         for above, below in pairwise(page)
-        if 0 < above.bottom - below.bottom < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
+        if 0 < above.baseline - below.baseline < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
     ]
     return sorted(steps)[len(steps) // 4] if steps else 0.0  # most steps are within paragraphs
 
@@ -284,17 +305,17 @@ def _groups(page: list[_Line], leading: float) -> Iterator[list[_Line]]:
 
 def _starts_new(group: list[_Line], line: _Line, leading: float) -> bool:
     last = group[-1]
-    step = last.bottom - line.bottom
+    step = last.baseline - line.baseline
     if abs(line.size - last.size) > 0.12 * max(line.size, last.size) or (
         line.is_bold != last.is_bold and len(group[0].text) < 120
     ):
         return abs(step) > 0.3 * last.size  # else a footnote mark or a bold word on the same line
-    if _BULLET.match(line.text):
+    if _BULLET.match(line.text) or _CONTENTS_ENTRY.search(last.text):
         return True
     ends_sentence = bool(_SENTENCE_END.search(last.text))
     if step < -0.5 * last.size:  # up: the next column
         return ends_sentence
-    if step > (1.35 * max(leading, 0.9 * last.size) if leading else 1.6 * last.size):
+    if step > max(1.35 * leading, 1.5 * last.size):
         return True
     width = max(one.right for one in group) - min(one.left for one in group)
     if ends_sentence and last.right < line.right - 0.15 * max(width, 1.0):
