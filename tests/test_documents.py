@@ -478,6 +478,17 @@ def test_pdf_pages_without_text_are_named() -> None:
     assert read_document(make_pdf([[]]), "a.pdf").warnings == ()  # a blank page is no scan
 
 
+def test_a_paragraph_that_runs_over_a_page_stays_whole_and_keeps_its_pages() -> None:
+    document = read_document(
+        make_pdf([[(72, 700, 11, "The lamp was lit")], [(72, 700, 11, "every evening at six.")]]), "a.pdf"
+    )
+    assert shape_of(document) == [("paragraph", 0, "The lamp was lit every evening at six.")]
+    assert [document.text[page.start : page.end] for page in document.pages] == [
+        "The lamp was lit ",
+        "every evening at six.",
+    ]
+
+
 def test_pdf_running_titles_and_page_numbers_go() -> None:
     pages = [
         [(72.0, 780.0, 9.0, "Handbook of Wind")]

@@ -32,6 +32,7 @@ _BULLET = re.compile(r"^([•◦▪●○■□–‣⁃·*]|-|\(?\d{1,3}[.)]|\(
 _PAGE_NUMBER = re.compile(
     r"^\W*(page\s+)?(\d+|[ivxlc]+)\b(\s*(/|of)\s*\d+)?|\b(page\s+)?(\d+|[ivxlc]+)(\s*(/|of)\s*\d+)?\W*$"
 )
+_NUMBER_ROW = re.compile(r"\S [-–(£$€]?\d[\d.,]*[)%]?$")
 _BOLD = re.compile(r"bold|black|heavy|medi(um)?\b|CMBX|SFBX|CMSSBX", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _EDGE_LINES = 2  # at the top and the bottom of a page, where running titles and page numbers stand
@@ -244,6 +245,10 @@ def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, in
             items = []
             if level:
                 builder.heading(text, level)
+            elif _is_table(group):
+                builder.lines("table", [line.text for line in group])
+            elif group[0] is page[0] and not text[0].isupper() and builder.ends_in_mid_sentence:
+                builder.continue_paragraph(text)
             else:
                 builder.paragraph(text)
         builder.lines("list", items)
@@ -315,7 +320,10 @@ def _starts_new(group: list[_Line], line: _Line, leading: float) -> bool:
     ends_sentence = bool(_SENTENCE_END.search(last.text))
     if step < -0.5 * last.size:  # up: the next column
         return ends_sentence
-    if step > max(1.35 * leading, 1.5 * last.size):
+    gap = 1.35 * leading
+    if step > (
+        gap if gap > 1.3 * last.size else 1.5 * last.size
+    ):  # lines of a heading are larger than the usual leading
         return True
     width = max(one.right for one in group) - min(one.left for one in group)
     if ends_sentence and last.right < line.right - 0.15 * max(width, 1.0):
@@ -340,6 +348,11 @@ def _join(group: list[_Line], words: set[str]) -> str:
         keeps = (hyphenated and not joined) or not right[:1].islower() or left.isdigit()
         text = f"{head}-{tail}" if keeps else head + tail
     return text.replace(_HYPHEN, "-")
+
+
+def _is_table(group: list[_Line]) -> bool:
+    """Rows of numbers: most lines end in one, after a label or other numbers."""
+    return len(group) >= 3 and sum(1 for line in group if _NUMBER_ROW.search(line.text)) >= 0.7 * len(group)
 
 
 def _vocabulary(pages: list[list[_Line]]) -> set[str]:

@@ -9,6 +9,7 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from edge_rag.interfaces import Block, BlockKind, Document, PageSpan
 
@@ -61,6 +62,8 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
 def clean(text: str) -> str:
     """Normalise as the module says. Leading and inner spaces stay: code and tables live by them."""
+    if text.isprintable() and (text.isascii() or unicodedata.is_normalized("NFC", text)):
+        return text.rstrip(" ")  # the usual case: one line without anything odd in it
     if not text.isascii():
         text = _SURROGATES.sub("\ufffd", text)
         text = _SPACES.sub(" ", text)
@@ -134,6 +137,17 @@ class Builder:
         """Add running text; its line breaks are kept, blank lines in it are not."""
         self._append("paragraph", "\n".join(s for line in clean(text).split("\n") if (s := squeeze(line))))
 
+    @property
+    def ends_in_mid_sentence(self) -> bool:
+        return bool(self._blocks) and self._blocks[-1].kind == "paragraph" and self._parts[-1][-1] not in ".!?:;。"
+
+    def continue_paragraph(self, text: str) -> None:
+        """Go on with the last paragraph, which the end of a page has cut."""
+        self._parts += [" ", text := squeeze(clean(text))]
+        self._begin_page(self._length + 1)
+        self._length += 1 + len(text)
+        self._blocks[-1] = replace(self._blocks[-1], end=self._length)
+
     def lines(self, kind: BlockKind, lines: Iterable[str]) -> None:
         """Add a list or a table, one item or row a line; leading spaces show nesting."""
         cleaned = (clean(line) for line in lines)
@@ -171,12 +185,15 @@ class Builder:
             separator = "\n" if tight else "\n\n"
             self._parts.append(separator)
             self._length += len(separator)
-        if self._next_page is not None:
-            self._page_starts.append((self._next_page, self._length))
-            self._next_page = None
+        self._begin_page(self._length)
         self._blocks.append(Block(kind, self._length, self._length + len(text), level))
         self._parts.append(text)
         self._length += len(text)
+
+    def _begin_page(self, offset: int) -> None:
+        if self._next_page is not None:
+            self._page_starts.append((self._next_page, offset))
+            self._next_page = None
 
     def _page_spans(self) -> tuple[PageSpan, ...]:
         """Let each page end where the next begins; pages without text have no span."""
