@@ -90,11 +90,11 @@ def _is_binary(head: bytes) -> bool:
     if not head:
         return False
     controls = len(head) - len(head.translate(None, _CONTROL))
-    if controls <= 0.01 * len(head):
+    if controls <= max(2, 0.01 * len(head)):
         return False
     text = decode(head[: len(head) & ~3])
     odd = sum(
-        1 for c in text if c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b" or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
+        1 for c in text if (c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b") or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
     )
     wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or len(text) <= len(head) // 2 + 2
     return not (wide and odd <= 0.01 * len(text))
@@ -132,9 +132,11 @@ def _sniff_json(data: bytes, head: str, by_name: str | None) -> str | None:
     if not start.startswith(("{", "[")):
         return None
     lines = [line for line in start.split("\n", 3)[:3] if line.strip()]
-    if len(data) <= _HEAD or not _is_json(lines[0]) or len(lines) == 1:
-        if by_name != "application/jsonl" and _is_json(decode(data)):
-            return "application/json"
+    one_value = (
+        len(data) <= _HEAD or len(lines) == 1 or not _is_json(lines[0])
+    )  # else do not parse a huge JSONL in vain
+    if one_value and by_name != "application/jsonl" and _is_json(decode(data)):
+        return "application/json"
     complete = lines[: 2 if len(data) > _HEAD else 3]
     if len(complete) > (0 if by_name == "application/jsonl" else 1) and all(_is_json(line) for line in complete):
         return "application/jsonl"
