@@ -17,6 +17,7 @@ from edge_rag.interfaces import Embedder, Passage, Progress
 from edge_rag.library import generations, schema, search, store, sync
 from edge_rag.library.database import (
     DATABASE_NAME,
+    checked,
     command,
     connect_reader,
     connect_writer,
@@ -48,6 +49,7 @@ Findings = list[Finding]
 Infos = list[DocumentInfo]
 Passages = list[Passage]
 Paths = list[str]
+Files = list[tuple[str, int]]
 
 
 class Library:
@@ -143,14 +145,13 @@ class Library:
         They are out of every search at once. `compact` erases their bytes from the disk.
         """
         with self._writing("remove") as db:
-            paths = self._paths_of(db, target)
+            files = self._files_of(db, target)
             with transaction(db):
-                for path in paths:
-                    owner = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()
+                for path, document_id in files:
                     db.execute("DELETE FROM sources WHERE path = ?", (path,))
-                    store.drop_unused_document(db, owner[0])
+                    store.drop_unused_document(db, document_id)
             self._publish_if_due(db, None)
-            return paths
+            return [path for path, _ in files]
 
     def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
@@ -182,9 +183,11 @@ class Library:
     def show(self, target: int | str | Path) -> DocumentView:
         """Return a document by its id or by the path of one of its files."""
         with self._reading() as db:
-            path = self._paths_of(db, target)[0]
-            document_id = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()[0]
-            info = store.document_infos(db, self.path, EVERYTHING, document_id)[0]
+            _, document_id = self._files_of(db, target)[0]
+            infos = store.document_infos(db, self.path, EVERYTHING, document_id)
+            if not infos:
+                raise damaged(self.path, f"document {document_id} is missing")
+            info = infos[0]
             ids = [
                 row[0] for row in db.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY ordinal", (info.id,))
             ]
@@ -416,23 +419,24 @@ class Library:
             return None
         return self._generation
 
-    def _paths_of(self, db: sqlite3.Connection, target: int | str | Path) -> Paths:
-        """Return the files that an id, a path or a folder stands for: at least one."""
+    def _files_of(self, db: sqlite3.Connection, target: int | str | Path) -> Files:
+        """Return path and document of the files that an id, a path or a folder stands for: at least one."""
+        files: Files = []
         if isinstance(target, int) or (isinstance(target, str) and target.isdecimal()):
-            rows = db.execute(
-                "SELECT path FROM sources WHERE document_id = ? ORDER BY added_at, path", (int(target),)
+            files = db.execute(
+                "SELECT path, document_id FROM sources WHERE document_id = ? ORDER BY added_at, path", (int(target),)
             ).fetchall()
-            paths = [row[0] for row in rows]
         else:
-            everything = [row[0] for row in db.execute("SELECT path FROM sources ORDER BY path")]
+            rows = db.execute("SELECT path, document_id FROM sources ORDER BY path").fetchall()
+            everything = [(path, owner) for path, owner in (checked(self.path, row, str, int) for row in rows)]
             # as it stands first: in a library that came from another machine no path exists here
             for wanted in (str(target), absolute(target)):
-                paths = [path for path in everything if is_under(path, wanted)] if wanted else []
-                if paths:
+                files = [row for row in everything if wanted and is_under(row[0], wanted)]
+                if files:
                     break
-        if not paths:
+        if not files:
             raise LibraryError(f"{target}: not in the library", mend="see what is there: " + command(self.path, "list"))
-        return paths
+        return files
 
 
 def list_libraries(folder: Path) -> list[str]:

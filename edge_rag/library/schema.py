@@ -28,6 +28,7 @@ CREATE TABLE documents (
     warnings TEXT NOT NULL,             -- JSON array of texts
     recipe TEXT NOT NULL,               -- versions of reader and chunker, and the chunk size
     added_at TEXT NOT NULL,             -- UTC, ISO 8601
+    digest BLOB NOT NULL,               -- store.record_digest of what is shown to users
     UNIQUE (content_sha256, media_type)
 );
 
@@ -38,7 +39,8 @@ CREATE TABLE sources (
     mtime_ns INTEGER NOT NULL,
     read_ns INTEGER NOT NULL,           -- when it was read: a file changed in the same instant looks unchanged
     root TEXT NOT NULL,                 -- the path that the user gave
-    added_at TEXT NOT NULL
+    added_at TEXT NOT NULL,
+    digest BLOB NOT NULL                -- store.record_digest of the path
 );
 CREATE INDEX sources_by_document ON sources (document_id);
 
