@@ -92,34 +92,36 @@ def bad_findings(path: Path) -> list[str]:
 
 
 def test_twenty_kills_leave_a_sound_library_and_lose_one_window_each(tmp_path: Path) -> None:
-    texts = corpus(tmp_path / "docs", 240)
+    texts = corpus(tmp_path / "docs", 480)
     folders = sorted((tmp_path / "docs").iterdir())
     lib, log = tmp_path / "lib", tmp_path / "log"
+    log.touch()
     choice = random.Random(20)
-    committed = kills = 0
+    lives, kills, committed, most_committed = 1, 0, 0, 0
     while kills < 20:
-        log.touch()
         ready = log.read_text().count("ready")
-        child = writer(lib, log, 0.004, *folders)
+        child = writer(lib, log, 0.0007, *folders)
         while log.read_text().count("ready") == ready:
             time.sleep(0.002)
-        time.sleep(choice.uniform(0, 0.25))
+        time.sleep(choice.uniform(0, 0.3))
         child.kill()
         out, _ = child.communicate()
-        assert child.returncode == -signal.SIGKILL, f"the work is too small for 20 kills: {out}"
-        kills += 1
-        if not (lib / "library.sqlite").exists():
+        if child.returncode == 0:  # it was quicker than the kill: once more from nothing
+            shutil.rmtree(lib)
+            lives, committed = lives + 1, 0
             continue
+        kills += 1
         try:
             with open_library(lib) as library:
                 now = library.stats().n_documents
-                assert now >= committed, "a committed document was lost"
-                committed = now
         except LibraryError as error:
-            assert committed == 0 and "no library here" in str(error)
+            assert committed == 0 and "no library here" in str(error), out
             continue
+        assert now >= committed, "a committed document was lost"
+        committed, most_committed = now, max(most_committed, now)
         # An index folder that was being written may lie about; everything else must be right.
         assert all(what.startswith(("files that belong to nothing", "index")) for what in bad_findings(lib))
+    assert most_committed > 100
     child = writer(lib, log, 0, *folders)
     out, _ = child.communicate()
     assert child.returncode == 0, out
@@ -127,10 +129,9 @@ def test_twenty_kills_leave_a_sound_library_and_lose_one_window_each(tmp_path: P
         assert {i.path: library.show(i.id).text for i in library.list()} == texts
         n_chunks = library.stats().n_chunks
         assert [f for f in library.doctor(repair=True) if f.severity != "mended"] == []
-        assert library.add(folders).unchanged == 240
+        assert library.add(folders).unchanged == len(texts)
     embedded = sum(int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("embedded"))
-    assert n_chunks <= embedded <= n_chunks + kills * WINDOW_CHUNKS
-    assert committed > 0
+    assert n_chunks <= embedded <= lives * n_chunks + kills * WINDOW_CHUNKS
 
 
 def test_a_second_writer_is_told_who_writes_and_a_kill_frees_the_lock(tmp_path: Path) -> None:
@@ -402,7 +403,8 @@ DAMAGES = {
     "table": (["DROP TABLE problems"], "tables are missing: problems"),
     "dangling": (["PRAGMA foreign_keys = OFF", "DELETE FROM documents WHERE id = 2"], "rows belong to nothing"),
     "embedder": (["UPDATE meta SET value = 'another' WHERE key = 'embedder_fingerprint'"], "of another embedder"),
-    "meta": (["DELETE FROM meta WHERE key = 'embedder_name'"], ""),
+    "meta": (["DELETE FROM meta WHERE key = 'embedder_name'"], "does not say how it was made"),
+    "dim": (["UPDATE meta SET value = '6t' WHERE key = 'dim'"], "the vectors of"),
 }  # fmt: skip
 
 
@@ -411,7 +413,7 @@ def test_doctor_finds_each_damage_and_repairs_it(copy: tuple[Path, dict[str, str
     lib, texts = copy
     statements, expected = DAMAGES[kind]
     edit(lib, *statements)
-    assert any(expected in what for what in bad_findings(lib) or [""] if kind == "meta" or what)
+    assert any(expected in what for what in bad_findings(lib))
     try:
         with open_library(lib) as library:
             read_everything(library, texts)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from edge_rag.documents import embedding_text
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, ModelError
 from edge_rag.interfaces import Embedder
 from edge_rag.library import generations, lock, schema, store
@@ -28,12 +27,12 @@ from edge_rag.library.database import (
     transaction,
     translated,
 )
-from edge_rag.library.ingest import BATCH_CHUNKS, recipe
 from edge_rag.library.reports import Finding
 from edge_rag.library.walk import absolute, printable
 from edge_rag.settings import Settings
 
 _MOST_NAMED = 5  # paths in one message
+_BATCH = 32  # texts embedded together
 
 
 def diagnose(
@@ -169,7 +168,7 @@ def _vector_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: st
 
 
 def _chunks_without_good_vector(db: sqlite3.Connection, deep: bool) -> list[int]:
-    dim = int(schema.get_meta(db, "dim") or 0)
+    dim = schema.get_int(db, "dim")
     size = dim * store.VECTOR_TYPE.itemsize
     if not deep:
         rows = db.execute(
@@ -226,6 +225,9 @@ def _generation_findings(library: Path, db: sqlite3.Connection, deep: bool, mend
 
 def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str, models: _Models) -> Iterator[Finding]:
     name, fingerprint = schema.get_meta(db, "embedder_name"), schema.get_meta(db, "embedder_fingerprint")
+    if not name or not schema.get_int(db, "chunk_tokens"):
+        yield Finding("error", "the library does not say how it was made", mend)
+        return
     if deep and fingerprint:
         try:
             embedder = models.open(name)
@@ -240,7 +242,9 @@ def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str
                 yield Finding(
                     "error", f"the vectors are of another embedder than {embedder.name} as it is installed here", mend
                 )
-    tokens = int(schema.get_meta(db, "chunk_tokens") or 0)
+    from edge_rag.library.ingest import recipe
+
+    tokens = schema.get_int(db, "chunk_tokens")
     old = db.execute("SELECT count(*) FROM documents WHERE recipe != ?", (recipe(tokens),)).fetchone()[0]
     if old:
         again = command(library, "add PATH...")
@@ -349,6 +353,8 @@ def _drop_damaged(library: Path, db: sqlite3.Connection) -> list[Finding]:
 
 def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list[Finding]:
     """Give every chunk that has no good vector of the installed embedder one."""
+    from edge_rag.documents import embedding_text
+
     name, fingerprint = schema.get_meta(db, "embedder_name"), schema.get_meta(db, "embedder_fingerprint")
     everything = [row[0] for row in db.execute("SELECT id FROM chunks ORDER BY id")]
     bad = _chunks_without_good_vector(db, deep=True) if fingerprint else everything
@@ -365,8 +371,8 @@ def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list
     if not bad:
         return []
     # The fingerprint goes last: cut short, the next repair sees the old one and starts again.
-    for start in range(0, len(bad), BATCH_CHUNKS):
-        batch = bad[start : start + BATCH_CHUNKS]
+    for start in range(0, len(bad), _BATCH):
+        batch = bad[start : start + _BATCH]
         texts = []
         for chunk_id in batch:
             heading, text = db.execute("SELECT heading, text FROM chunks WHERE id = ?", (chunk_id,)).fetchone()

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_rag.errors import IntegrityError, LibraryError, LibraryLocked, UsageError
 from edge_rag.interfaces import Embedder, Passage, Progress
-from edge_rag.library import generations, schema, search, store, sync
+from edge_rag.library import generations, schema, search, store
 from edge_rag.library.database import (
     DATABASE_NAME,
     checked,
@@ -28,7 +28,6 @@ from edge_rag.library.database import (
     translated,
 )
 from edge_rag.library.filters import Filters
-from edge_rag.library.ingest import Ingest, recipe
 from edge_rag.library.lock import LOCK_NAME, writer_lock
 from edge_rag.library.reports import (
     CompactReport,
@@ -41,6 +40,9 @@ from edge_rag.library.reports import (
 )
 from edge_rag.library.walk import Found, absolute, is_under, walk
 from edge_rag.settings import Settings
+
+if TYPE_CHECKING:
+    from edge_rag.library.ingest import Ingest  # loads the readers of all formats, which a search does not need
 
 EVERYTHING = Filters()
 
@@ -130,6 +132,9 @@ class Library:
 
     def sync(self, folder: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> SyncReport:
         """Make the library agree with a folder; nothing that came from elsewhere is touched."""
+        from edge_rag.library import sync
+        from edge_rag.library.ingest import recipe
+
         root = absolute(folder)
         if dry_run:
             with self._reading() as db:
@@ -156,7 +161,7 @@ class Library:
     def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
         disk."""
-        bytes_before = _folder_bytes(self.path)
+        bytes_before = _bytes_of(self.path.rglob("*"))
         with self._writing("compact") as db:
             if progress:
                 progress("compact", 0, 0, "")
@@ -172,7 +177,7 @@ class Library:
                     f"{self.path}: compacted, but a reading process keeps the log, where deleted text may stand",
                     mend="close it and compact again",
                 )
-        return CompactReport(bytes_before, _folder_bytes(self.path))
+        return CompactReport(bytes_before, _bytes_of(self.path.rglob("*")))
 
     # --- looking ---
 
@@ -221,11 +226,11 @@ class Library:
                 media_types=dict(
                     Counter(row[0] for row in db.execute("SELECT media_type FROM documents")).most_common()
                 ),
-                database_bytes=sum(f.stat().st_size for f in self.path.glob(DATABASE_NAME + "*")),
-                index_bytes=_folder_bytes(self.path / generations.INDEX_FOLDER),
+                database_bytes=_bytes_of(self.path.glob(DATABASE_NAME + "*")),
+                index_bytes=_bytes_of((self.path / generations.INDEX_FOLDER).rglob("*")),
                 embedder=schema.get_meta(db, "embedder_name"),
                 embedder_fingerprint=schema.get_meta(db, "embedder_fingerprint"),
-                dim=int(schema.get_meta(db, "dim") or 0),
+                dim=schema.get_int(db, "dim"),
                 chunk_tokens=self._chunk_tokens(db),
                 generation=number if manifest else 0,
                 n_indexed=manifest.count if manifest else 0,
@@ -252,14 +257,16 @@ class Library:
         if isinstance(question, str):
             with self._reading() as db:
                 if not schema.get_meta(db, "embedder_fingerprint"):
-                    return []  # nothing was ever embedded
+                    return []
             vector = self.embedder.embed([question])[0]
         else:
             vector = np.asarray(question, dtype=np.float32).reshape(-1)
         with self._reading() as db:
-            dim = int(schema.get_meta(db, "dim") or 0)
+            dim = schema.get_int(db, "dim")
             if dim == 0:
-                return []
+                if schema.get_meta(db, "embedder_fingerprint"):
+                    raise damaged(self.path, "it does not say how long its vectors are")
+                return []  # nothing was ever embedded
             if len(vector) != dim or not np.isfinite(vector).all():
                 raise UsageError(f"a vector of {dim} finite numbers is needed", mend="use the library's embedder")
             found = search.dense(db, self.path, self._current_generation(db), vector, k, filters or EVERYTHING)
@@ -384,7 +391,9 @@ class Library:
             self._generation.index.close()
             self._generation = None
 
-    def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> Ingest:
+    def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> "Ingest":
+        from edge_rag.library.ingest import Ingest
+
         def embedder() -> Embedder:
             model = self.embedder
             if not schema.get_meta(db, "embedder_fingerprint"):
@@ -397,10 +406,10 @@ class Library:
         )
 
     def _chunk_tokens(self, db: sqlite3.Connection) -> int:
-        text = schema.get_meta(db, "chunk_tokens")
-        if not text.isdecimal():
+        tokens = schema.get_int(db, "chunk_tokens")
+        if not tokens:
             raise damaged(self.path, "it does not say how it was made")
-        return int(text)
+        return tokens
 
     def _publish_if_due(self, db: sqlite3.Connection, progress: Progress | None) -> None:
         if generations.is_due(db, self.path):
@@ -479,9 +488,9 @@ def _refuse_foreign_folder(path: Path) -> None:
         )
 
 
-def _folder_bytes(path: Path) -> int:
+def _bytes_of(files: Iterable[Path]) -> int:
     total = 0
-    for file in path.rglob("*"):
+    for file in files:
         try:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:

@@ -154,5 +154,11 @@ def get_meta(db: sqlite3.Connection, key: str) -> str:
     return str(row[0]) if row else ""
 
 
+def get_int(db: sqlite3.Connection, key: str) -> int:
+    """Return a number, 0 if it is not there or unreadable."""
+    text = get_meta(db, key)
+    return int(text) if text.isdecimal() else 0
+
+
 def set_meta(db: sqlite3.Connection, **values: str | int) -> None:
     db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, str(value)) for key, value in values.items()])

@@ -213,7 +213,7 @@ _JOINED = "sources s JOIN documents d ON d.id = s.document_id"
 def passages(
     db: sqlite3.Connection, library: Path, scores: Mapping[int, float], filters: Filters | None = None
 ) -> list[Passage]:
-    """Return the chunks with these ids, in this order, each proved to be what was stored; leave out ids that are gone."""
+    """Return these chunks, in this order, each proved to be what was stored; those that are gone are left out."""
     where, parameters = (filters or Filters()).where()
     rows = db.execute(
         'SELECT c.id, c.document_id, c.start, c."end", c.page, c.digest, c.heading, c.text, f.path, f.digest,'
