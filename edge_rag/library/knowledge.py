@@ -167,6 +167,7 @@ class Library:
                 progress("compact", 0, 0, "")
             # FTS5 forgets a deleted text's words only when it is built anew.
             db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")
+            store.drop_spare_vectors(db)
             generations.publish(db, self.path)
             db.execute("VACUUM")
             with self._lock:

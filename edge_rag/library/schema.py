@@ -66,6 +66,9 @@ CREATE TABLE vectors (
     crc32 INTEGER NOT NULL
 );
 
+-- Vectors of files that are not complete yet, so that a kill does not cost them; empty between commands.
+CREATE TABLE spare_vectors (embed_key BLOB PRIMARY KEY, vector BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
+
 CREATE VIRTUAL TABLE chunk_fts USING fts5 (
     heading, text, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2'
 );

@@ -257,13 +257,23 @@ def put_vector(db: sqlite3.Connection, chunk_id: int, vector: bytes) -> None:
     db.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (chunk_id, vector, zlib.crc32(vector)))
 
 
+def put_spare_vectors(db: sqlite3.Connection, vectors: Mapping[bytes, bytes]) -> None:
+    rows = [(key, vector, zlib.crc32(vector)) for key, vector in vectors.items()]
+    db.executemany("INSERT OR REPLACE INTO spare_vectors VALUES (?, ?, ?)", rows)
+
+
+def drop_spare_vectors(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM spare_vectors")
+
+
 def known_vectors(db: sqlite3.Connection, keys: Iterable[bytes], dim: int) -> dict[bytes, bytes]:
     """Return the vectors that the library already has for texts with these keys."""
     found: dict[bytes, bytes] = {}
     for key in set(keys):
         row = db.execute(
-            "SELECT v.vector, v.crc32 FROM chunks c JOIN vectors v ON v.chunk_id = c.id WHERE c.embed_key = ? LIMIT 1",
-            (key,),
+            "SELECT v.vector, v.crc32 FROM chunks c JOIN vectors v ON v.chunk_id = c.id WHERE c.embed_key = ?"
+            " UNION ALL SELECT vector, crc32 FROM spare_vectors WHERE embed_key = ? LIMIT 1",
+            (key, key),
         ).fetchone()
         if row is not None and vector_is_whole(row[0], row[1], dim):
             found[key] = row[0]
