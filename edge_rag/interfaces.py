@@ -1,7 +1,8 @@
 """The values that cross rooms, and the four protocols that can be swapped.
 
 Offsets everywhere are Python string indices into `Document.text`, the text as stored: `text[start:end]` is what was meant.
-Each protocol has a trivial twin that ships: `testing.HashEmbedder`, `index.FlatIndex`, `answering.KeepTop`, `testing.EchoGenerator`.
+Each protocol has a trivial twin that ships: `testing.HashEmbedder`, `index.FlatIndex`, `answering.KeepTop` and
+`testing.EchoGenerator`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,7 @@ class Answer:
     confidence: float  # that the passages hold the answer, 0 to 1; below the threshold the answer is an abstention
     sentences: tuple[AnswerSentence, ...]
     citations: tuple[Citation, ...]
+    draft: str  # what the generator said, where nothing in it is supported and `text` quotes the documents instead; else ""
     nearest: tuple[Citation, ...]  # what the documents say that is nearest to the question, whatever the answer says
     passages: tuple[Passage, ...]  # those that the generator was shown, in that order
     dropped: tuple[Passage, ...]  # those that were selected but did not fit the token budget

@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Origin:
 
 ENV_PREFIX = "EDGE_RAG_"
 # In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
-NOT_SETTINGS = {"EDGE_RAG_HOME", "EDGE_RAG_DATA", "EDGE_RAG_SIMD"}
+NOT_SETTINGS = {"EDGE_RAG_HOME", "EDGE_RAG_DATA", "EDGE_RAG_SIMD", "EDGE_RAG_API_KEY"}
 
 
 def home_dir() -> Path:
@@ -118,10 +119,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, source: str) -> Any:
-    kinds = {f.name: type(f.default) for f in fields(Settings)}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(Settings)}
     if name not in kinds:
         raise _unknown(name, source)
-    kind = kinds[name]
+    kind: type[int] | type[float] | type[str] = kinds[name]
     try:
         if isinstance(value, bool) or (isinstance(value, float) and kind is int):
             raise ValueError
@@ -129,8 +130,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
     except (TypeError, ValueError) as error:
         kind_name = {int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UsageError(f"{source}: {name} is {value!r} and must be {kind_name}", mend=f"correct {source}") from error
-    low, high = _RANGES.get(name, (None, None))
-    if (low is not None and converted < low) or (high is not None and converted > high):
+    low, high = _RANGES.get(name, (-inf, inf))
+    if not isinstance(converted, str) and not low <= converted <= high:
         raise UsageError(f"{source}: {name} is {value} and must lie between {low} and {high}", mend=f"correct {source}")
     return converted
 

@@ -30,7 +30,8 @@ class HashEmbedder:
         for row, text in zip(rows, texts, strict=True):
             for word in _words(text):
                 row[int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest()) % self.dim] += 1.0
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
 
 
 class EchoGenerator:

@@ -246,7 +246,7 @@ def test_threads_may_search_and_close_at_once(big):
             if not np.array_equal(found, expected):
                 problems.append(found)
 
-    threads = [threading.Thread(target=search_until_closed) for _ in range(3)]
+    threads = [threading.Thread(target=search_until_closed, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     threading.Event().wait(0.1)
@@ -391,6 +391,7 @@ def test_an_open_index_outlives_its_name(tmp_path, big):
         assert np.array_equal(index.search(big[3], 5)[0], expected)
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork() beside numpy's threads, from 3.12 on
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
 def test_a_read_only_file_of_another_user_opens(big):
     folder = Path("/tmp") / f"edge-rag-test-{os.getpid()}"  # the folders of pytest are private to this user
@@ -457,21 +458,8 @@ def test_a_file_cut_short_or_grown_is_refused(tmp_path):
     path = tmp_path / "x.idx"
     make(path, 2000, 70)
     whole = path.read_bytes()
-    edges = {
-        0,
-        1,
-        8,
-        48,
-        144,
-        4095,
-        4096,
-        4096 + 2000 * 128,
-        len(whole) - 4096 * 4,
-        len(whole) - 4096 * 2,
-        len(whole) - 1,
-    }
-    page_edges = set(range(0, len(whole), 4096))
-    for size in sorted(edges | page_edges):
+    page_edges = range(0, len(whole), 4096)  # all section edges among them
+    for size in sorted({1, 8, 48, 144, 4095, len(whole) - 1, *page_edges}):
         path.write_bytes(whole[:size])
         assert not opens(path), size
     for tail in (b"\0", bytes(4096)):

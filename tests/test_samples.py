@@ -1,6 +1,9 @@
 """The sample documents say what questions.jsonl claims, as the project's own readers read them."""
 
+import io
 import json
+import runpy
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,3 +77,25 @@ def test_no_document_holds_the_key_fact_of_an_unanswerable_question(row: dict[st
     texts = [normal(read(name).text).lower() for name in FILES if name != SCAN]
     assert row["absent"]
     assert not [word for word in row["absent"] for text in texts if word.lower() in text]
+
+
+def test_scanned_report_is_read_with_a_warning_for_its_pages() -> None:
+    document = read(SCAN)
+    assert document.text == ""
+    assert "1-2" in " ".join(document.warnings)
+
+
+@pytest.mark.parametrize("name", ["history.epub", "trustees-minutes-2024-03.odt"])
+def test_archives_are_what_make_samples_makes_of_the_sources(name: str) -> None:
+    """The PDF and the DOCX need packages that the project does not have."""
+    script = runpy.run_path(str(SAMPLES / "make_samples.py"))
+    if name.endswith(".epub"):
+        made = script["make_epub"](script["read_source"]("history.md"), author="Ruth Sandison")
+    else:
+        made = script["make_odt"](script["read_source"]("trustees-minutes-2024-03.md"))
+    assert _members(made) == _members((LIGHTHOUSE / name).read_bytes())
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}

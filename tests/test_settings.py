@@ -33,7 +33,16 @@ def test_the_nearest_source_wins(places: tuple[Path, Path], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "text", ["threads = 'many'", "threads = -1", "threads = 1.5", "threads = true", "thread = 1", "threads ==", "confidence = 2.0"]
+    "text",
+    [
+        "threads = 'many'",
+        "threads = -1",
+        "threads = 1.5",
+        "threads = true",
+        "thread = 1",
+        "threads ==",
+        "confidence = 2.0",
+    ],
 )
 def test_a_wrong_setting_is_refused_with_the_file_that_holds_it(places: tuple[Path, Path], text: str) -> None:
     config = places[0] / "config.toml"

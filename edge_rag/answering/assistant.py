@@ -13,13 +13,15 @@ from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_hi
 from edge_rag.answering.prompt import answer_messages
 from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
-from edge_rag.errors import UsageError
-from edge_rag.interfaces import Answer, Generator, Message, Passage, Selector, Timings
-from edge_rag.library import Filters, Library
+from edge_rag.documents import sentence_spans
+from edge_rag.errors import MissingExtraError, UsageError
+from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Timings
+from edge_rag.library import EVERYTHING, Filters, Library
 from edge_rag.models import open_generator
 from edge_rag.settings import Settings
 
 NOT_FOUND = "This is not in these documents."
+EXTRACTIVE = "extractive"
 NEAREST = 2  # quotes given besides the answer
 
 
@@ -50,13 +52,13 @@ class Assistant:
         self._settings = settings or Settings()
         self._selector = selector or KeepTop(self._settings.passages)
         self._generator = generator
-        self._extractive = generator is None and self._settings.generator == "extractive"
+        self._extractive = generator is None and self._settings.generator == EXTRACTIVE
 
     def ask(
         self,
         question: str,
         *,
-        filters: Filters | None = None,
+        filters: Filters = EVERYTHING,
         history: Sequence[Turn] = (),
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -71,31 +73,24 @@ class Assistant:
         sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder)
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
         emit = clock.first_piece(on_text)
-        if not kept or confidence < self._threshold():
-            emit(NOT_FOUND)
-            prompt, text = Prompt((), 0, tuple(kept), ()), NOT_FOUND
-        elif self._extractive:
-            prompt, text = Prompt((), 0, tuple(kept), ()), extract(sentences)
-            emit(text)
+        if kept and confidence >= self._threshold():
+            reply = self._reply(question, kept, sentences, earlier_questions(question, history), emit)
         else:
-            prompt = fit(
-                question, kept, self.generator, self._settings.answer_tokens, earlier_questions(question, history)
-            )
-            text = self._generate(prompt, emit)
+            reply = _Reply(NOT_FOUND, Prompt((), 0, tuple(kept), ()))
+            emit(NOT_FOUND)
         clock.mark("generate")
-        abstained = text == NOT_FOUND
-        answered, citations = ([], []) if abstained else locate(question, text, prompt.passages)
         return Answer(
-            text=text,
-            abstained=abstained,
+            text=reply.text,
+            abstained=reply.text == NOT_FOUND,
             confidence=confidence,
-            sentences=tuple(answered),
-            citations=tuple(citations),
+            sentences=tuple(reply.sentences),
+            citations=tuple(reply.citations),
+            draft=reply.draft,
             nearest=tuple(quote(s) for s in sentences[:NEAREST]),
-            passages=prompt.passages,
-            dropped=prompt.dropped,
-            prompt_tokens=prompt.tokens,
-            generator="extractive" if self._extractive else self._settings.generator,
+            passages=reply.prompt.passages,
+            dropped=reply.prompt.dropped,
+            prompt_tokens=reply.prompt.tokens,
+            generator=self._settings.generator if self._has_generator() else EXTRACTIVE,
             timings=clock.timings(),
         )
 
@@ -118,7 +113,7 @@ class Assistant:
     ) -> None:
         self.close()
 
-    def _retrieve(self, question: str, filters: Filters | None, history: Sequence[Turn]) -> Retrieval:
+    def _retrieve(self, question: str, filters: Filters, history: Sequence[Turn]) -> Retrieval:
         s = self._settings
         k = max(s.passages, s.candidates)
         if history:
@@ -129,12 +124,58 @@ class Assistant:
         chosen = self._settings.confidence
         return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
 
+    def _has_generator(self) -> bool:
+        """Tell whether answers are generated: not if the user wants extracts, nor if no language model is installed."""
+        if self._extractive:
+            return False
+        try:
+            return self.generator is not None
+        except MissingExtraError:
+            self._extractive = True
+            return False
+
+    def _reply(
+        self,
+        question: str,
+        kept: Sequence[Passage],
+        ranked: Sequence[evidence.Sentence],
+        earlier: Sequence[str],
+        emit: Callable[[str], None],
+    ) -> "_Reply":
+        """Let the generator answer; where nothing that it says is supported, let the documents speak for themselves."""
+        draft, prompt = "", Prompt((), 0, tuple(kept), ())
+        if self._has_generator():
+            prompt = fit(question, kept, self.generator, self._settings.answer_tokens, earlier)
+            draft = self._generate(prompt, emit)
+            sentences, citations = locate(question, draft, prompt.passages)
+            if citations:
+                return _Reply(draft, prompt, sentences, citations)
+            if draft == NOT_FOUND:  # a trained model abstains in these words
+                return _Reply(draft, prompt)
+        text, sentences, citations = extract(ranked)
+        if not draft:
+            emit(text)
+        return _Reply(text, prompt, sentences, citations, draft)
+
     def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
-        pieces = []
+        """Stream an answer; end it where it begins to say the same again."""
+        text = ""
         for piece in self.generator.generate(prompt.messages, max_tokens=self._settings.answer_tokens):
+            text += piece
+            *said, last = [text[start:end] for start, end in sentence_spans(text)] or [""]
+            if last in said:
+                return text[: text.rindex(last)].strip()
             emit(piece)
-            pieces.append(piece)
-        return "".join(pieces).strip()
+        return text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    text: str
+    prompt: Prompt
+    sentences: Sequence[AnswerSentence] = ()
+    citations: Sequence[Citation] = ()
+    draft: str = ""
 
 
 def fit(

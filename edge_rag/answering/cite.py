@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edge_rag.answering.evidence import Sentence
-from edge_rag.answering.words import content_words, is_exact
+from edge_rag.answering.words import content_words, is_exact, words
 from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import AnswerSentence, Citation, Passage
 
-# Share of a sentence's content words that one quote must hold. Chosen on answers of the default model to train questions:
-# lower values accept sentences that join unrelated facts, higher ones reject plain rewording.
+# Share of what a sentence adds to the question that one quote must hold, and share of the question that the same quote, with
+# the headings it stands under, must be about. Lower values accept sentences that join unrelated facts or quote what was not
+# asked for, higher ones reject plain rewording.
 MIN_SUPPORT = 0.7
+MIN_ABOUT = 0.34
 MAX_QUOTE_SENTENCES = 2
+FEWEST_REPEATED = 3  # content words of a sentence that only repeats the question and can still be a statement
+NEGATIONS = frozenset("no not never none nobody nothing neither nor without cannot".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,9 @@ class _Quote:
     passage: Passage
     start: int  # in the stored text
     end: int
-    words: frozenset[str]
+    words: frozenset[str]  # of the quote itself
+    context: frozenset[str]  # of the headings above it
+    negated: bool
 
 
 def locate(question: str, answer: str, passages: Sequence[Passage]) -> tuple[list[AnswerSentence], list[Citation]]:
@@ -33,7 +39,7 @@ def locate(question: str, answer: str, passages: Sequence[Passage]) -> tuple[lis
     sentences: list[AnswerSentence] = []
     citations: list[Citation] = []
     for start, end in sentence_spans(answer):
-        text = answer[start:end].strip()
+        text = answer[start:end]
         if not any(c.isalnum() for c in text):
             continue
         best = _best_quote(text, asked, quotes)
@@ -46,45 +52,46 @@ def locate(question: str, answer: str, passages: Sequence[Passage]) -> tuple[lis
 def quote(sentence: Sentence) -> Citation:
     """Quote a sentence of a passage as it stands."""
     p = sentence.passage
-    start, end = _trim(p.text, sentence.start, sentence.end)
-    return Citation(p.document, p.page, p.start + start, p.start + end, p.text[start:end], p.chunk_id, None)
+    return Citation(
+        p.document, p.page, p.start + sentence.start, p.start + sentence.end, sentence.text, p.chunk_id, None
+    )
 
 
 def _best_quote(sentence: str, asked: frozenset[str], quotes: Sequence[_Quote]) -> _Quote | None:
     said = frozenset(content_words(sentence))
     # What the sentence adds to the question is what needs proof: anyone can repeat a question.
-    new = said - asked or said
+    new = said - asked
+    if not new and len(said) < FEWEST_REPEATED:
+        return None
+    negated = _is_negated(sentence)
     best, best_score = None, 0.0
     for candidate in quotes:
-        if any(is_exact(word) and word not in candidate.words for word in new):
-            continue
-        support = len(new & candidate.words) / len(new)
-        if support < MIN_SUPPORT:
+        missing = (new or said) - candidate.words
+        support = 1 - len(missing) / len(new or said)
+        about = len(asked & (candidate.words | candidate.context)) / max(1, len(asked))
+        if support < MIN_SUPPORT or about < MIN_ABOUT or any(map(is_exact, missing)) or candidate.negated != negated:
             continue
         # Among quotes that hold the new words, prefer the one about what was asked, then the tighter one.
-        about = len(asked & candidate.words) / max(1, len(asked))
         score = support + about - 0.01 * (candidate.end - candidate.start) / 100
-        if best is None or score > best_score:
+        if score > best_score:
             best, best_score = candidate, score
     return best
 
 
 def _quotes(passage: Passage) -> Iterator[_Quote]:
-    spans = [s for s in sentence_spans(passage.text) if passage.text[s[0] : s[1]].strip()]
+    spans = sentence_spans(passage.text)
     context = frozenset(content_words(passage.heading)) if passage.heading else frozenset()
     for first in range(len(spans)):
         for last in range(first, min(first + MAX_QUOTE_SENTENCES, len(spans))):
-            start, end = _trim(passage.text, spans[first][0], spans[last][1])
-            found = frozenset(content_words(passage.text[start:end]))
-            yield _Quote(passage, passage.start + start, passage.start + end, found | context)
+            start, end = spans[first][0], spans[last][1]
+            text = passage.text[start:end]
+            found = frozenset(content_words(text))
+            yield _Quote(passage, passage.start + start, passage.start + end, found, context, _is_negated(text))
 
 
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
+def _is_negated(text: str) -> bool:
+    plain = text.casefold().replace("’", "'")
+    return "n't " in plain or any(word in NEGATIONS for word in words(plain))
 
 
 def _citation(found: _Quote, sentence: int) -> Citation:

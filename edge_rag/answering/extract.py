@@ -1,17 +1,24 @@
-"""Answer in the documents' own words: what `ask` does where no language model is installed."""
+"""Answer in the documents' own words: where no language model is installed, or nothing that it said is supported."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from edge_rag.answering.cite import quote
 from edge_rag.answering.evidence import Sentence
+from edge_rag.interfaces import AnswerSentence, Citation
 
-# On train questions of squad the nearest sentence holds the answer for 40%, the nearest two for 60%, three for 70%.
+# On train questions of squad the nearest sentence holds the answer for 40%, the nearest two for 60%, three for 70% (n = 40).
 SENTENCES = 2
 
 
-def extract(ranked: Sequence[Sentence]) -> str:
-    """Join the sentences nearest to the question, in the order in which they stand in the documents."""
+def extract(ranked: Sequence[Sentence]) -> tuple[str, list[AnswerSentence], list[Citation]]:
+    """Take the sentences nearest to the question; those of one passage in the order in which they stand there."""
     best = ranked[:SENTENCES]
     rank_of = {s.passage.chunk_id: n for n, s in reversed(list(enumerate(best)))}
-    return " ".join(
-        " ".join(s.text.split()) for s in sorted(best, key=lambda s: (rank_of[s.passage.chunk_id], s.start))
+    ordered = sorted(best, key=lambda s: (rank_of[s.passage.chunk_id], s.start))
+    texts = [" ".join(s.text.split()) for s in ordered]
+    return (
+        " ".join(texts),
+        [AnswerSentence(text, supported=True) for text in texts],
+        [replace(quote(s), sentence=n) for n, s in enumerate(ordered)],
     )

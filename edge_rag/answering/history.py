@@ -11,10 +11,31 @@ from dataclasses import dataclass
 from edge_rag.answering.retrieve import Retrieval, fuse, retrieve
 from edge_rag.answering.words import STOP_WORDS, words
 from edge_rag.interfaces import Answer
-from edge_rag.library import Filters, Library
+from edge_rag.library import EVERYTHING, Filters, Library
 
 POINTERS = frozenset(
-    "it its he him his she her they them their this that these those there then one ones same other".split()
+    [
+        "it",
+        "its",
+        "he",
+        "him",
+        "his",
+        "she",
+        "her",
+        "they",
+        "them",
+        "their",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "then",
+        "one",
+        "ones",
+        "same",
+        "other",
+    ]
 )
 TURNS_KEPT = 2
 
@@ -44,7 +65,7 @@ def earlier_questions(question: str, history: Sequence[Turn]) -> list[str]:
 
 
 def retrieve_with_history(
-    library: Library, question: str, history: Sequence[Turn], k: int, *, candidates: int, filters: Filters | None = None
+    library: Library, question: str, history: Sequence[Turn], k: int, *, candidates: int, filters: Filters = EVERYTHING
 ) -> Retrieval:
     """Retrieve for a question in a conversation."""
     alone = retrieve(library, question, k, candidates=candidates, filters=filters)

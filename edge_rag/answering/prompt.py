@@ -10,10 +10,9 @@ from edge_rag.interfaces import Message, Passage
 
 PROMPT_VERSION = 1
 
-SYSTEM = (
-    "You answer questions from the passages that you are given, and from nothing else. "
-    "Answer in one short sentence with the words of the passages."
-)
+SYSTEM = "You answer questions from the passages that you are given, and from nothing else."
+# The instruction stands beside the question: far above it, a small model has forgotten it after four passages.
+INSTRUCTION = "Using only the passages, answer in one short sentence: "
 
 
 def answer_messages(question: str, passages: Sequence[Passage], earlier: Sequence[str] = ()) -> list[Message]:
@@ -25,7 +24,7 @@ def answer_messages(question: str, passages: Sequence[Passage], earlier: Sequenc
     talk = [f"Earlier question: {_flat(q)}" for q in earlier]
     return [
         Message("system", SYSTEM),
-        Message("user", "\n\n".join([*blocks, *talk, f"Question: {_flat(question)}"])),
+        Message("user", "\n\n".join([*blocks, *talk, f"{INSTRUCTION}{_flat(question)}"])),
     ]
 
 

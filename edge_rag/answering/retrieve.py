@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.interfaces import Passage
-from edge_rag.library import Filters, Library
+from edge_rag.library import EVERYTHING, Filters, Library
 
 RRF_K = 60  # the constant of the paper; larger flattens the difference between ranks
 
@@ -23,7 +23,7 @@ class Retrieval:
     cosines: dict[int, float]  # chunk id to cosine, for the passages that dense search found
 
 
-def retrieve(library: Library, question: str, k: int, *, candidates: int, filters: Filters | None = None) -> Retrieval:
+def retrieve(library: Library, question: str, k: int, *, candidates: int, filters: Filters = EVERYTHING) -> Retrieval:
     """Return the k best passages for a question."""
     depth = max(k, candidates)
     vector = library.embedder.embed([question])[0]

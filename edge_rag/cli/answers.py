@@ -169,6 +169,8 @@ def answer_json(answer: "Answer") -> dict[str, object]:
             for c in answer.citations
         ],
         "sentences": answer.sentences,
+        "draft": answer.draft,
+        "nearest": [{f: getattr(c, f) for f in ("document", "page", "start", "end", "quote")} for c in answer.nearest],
         "passages": [{f: getattr(p, f) for f in passage} for p in answer.passages],
         "dropped": [{f: getattr(p, f) for f in passage} for p in answer.dropped],
         "prompt_tokens": answer.prompt_tokens,
@@ -180,16 +182,19 @@ def answer_json(answer: "Answer") -> dict[str, object]:
 def print_answer(answer: "Answer") -> None:
     """Print what follows the streamed text: proof, or the lack of it."""
     print()
+    if answer.draft:
+        print(f"  [!] the documents do not say this. They say:\n{answer.text}")
     for number, citation in enumerate(answer.citations, start=1):
         print(f"  [{number}] {_place(citation.document, citation.page)}: {_quoted(citation)}")
     for sentence in answer.sentences:
         if not sentence.supported:
             print(f"  [!] no passage says this: {' '.join(sentence.text.split())}")
+    if answer.abstained and answer.nearest:
+        nearest = answer.nearest[0]
+        print(f"  nearest: {_place(nearest.document, nearest.page)}: {_quoted(nearest)}")
     t = answer.timings
-    print(
-        f"  confidence {answer.confidence:.2f}, first token {t.first_token_ms / 1000:.2f} s, total {t.total_ms / 1000:.2f} s",
-        file=sys.stderr,
-    )
+    spent = f"first token {t.first_token_ms / 1000:.2f} s, total {t.total_ms / 1000:.2f} s"
+    print(f"  confidence {answer.confidence:.2f}, {answer.generator}, {spent}", file=sys.stderr)
 
 
 def _quoted(citation: "Citation") -> str:

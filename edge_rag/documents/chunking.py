@@ -2,7 +2,7 @@
 
 The text is cut into units: blocks, or, where a block is too large, its sentences or lines, then words, then characters.
 Units are then packed from left to right, and each cut is made at the best place near the end of what fits: before a section,
-then before a lesser heading, at a page's end, between blocks, between sentences. All of it is linear in the text's length, and
+then before a lesser heading, between blocks, between sentences. A page's end is always a cut. All of it is linear in the text's length, and
 only a few chunks' worth of units is in memory at a time.
 """
 
@@ -11,28 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from edge_rag.documents.sentences import sentence_ends
 from edge_rag.interfaces import Block, Chunk, Document
 
 CHUNKER_VERSION = 1  # raise it when the same document gives other chunks
 
-CHARS_PER_TOKEN = (
-    12  # most characters that a token stands for on average: tokenizers count a base64 line as one unknown word
-)
+# Most characters that a token stands for on average: tokenizers count a base64 line as one unknown word.
+CHARS_PER_TOKEN = 12
 TINY = 0.2  # of the budget: a section below this may share a chunk with its neighbour
 MAX_HEADING_CHARS = 160  # of one heading in a path
 
 # Places to cut at, from bad to good, and what they are worth against a chunk that is not filled (1.0: a whole budget).
-_GLUE, _WORD, _SENTENCE, _LINE, _LEAD, _BLOCK, _PAGE, _HEADING, _SECTION = range(9)
-_WORTH = (-1.0, -0.4, 0.15, 0.25, 0.15, 0.35, 0.4, 0.6, 0.7)
+_GLUE, _WORD, _SENTENCE, _LINE, _LEAD, _BLOCK, _HEADING, _SECTION = range(8)
+_WORTH = (-1.0, -0.4, 0.15, 0.25, 0.15, 0.35, 0.6, 0.7)
 _SECTION_LEVEL = 2  # headings up to this level begin a section
 
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\n+")
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'“‘])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Capt|Lt|Sgt|Hon|Sr|Jr|St|Mt|vs|cf|al|ca|approx|Figs?|Eq|Nos?|Vol|pp|Sec|Ch"
-    r"|Art|Inc|Ltd|Co|Corp|Dept|Univ|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|e\.g|i\.e|a\.m|p\.m|U\.S|z\.B|d\.h|bzw|Nr|Ph\.D)\.$"
-)
-_ITEM_NUMBER = re.compile(r"(?:^|\n)\s*\(?\w{1,3}\.$")
-_WRAPPED_LINE = range(50, 110)  # characters of a line that an editor broke, not an author
 _NEWLINES = re.compile(r"\n+")
 _WORD_RUN = re.compile(r"(?:\S+\s*){1,12}")
 _SINGLE_WORD = re.compile(r"\S+\s*")
@@ -87,14 +80,13 @@ class _Units:
 
     def __iter__(self) -> Iterator[_Unit]:
         blocks = self._document.blocks
-        page_starts = {page.start for page in self._document.pages}
         starts = [0, *(block.start for block in blocks[1:]), len(self._text)]
         kinds = [block.kind for block in blocks] or ["paragraph"]
         for i, kind in enumerate(kinds):
-            place = self._place(i, starts[i] in page_starts) if i else _BLOCK
+            place = self._place(i) if i else _BLOCK
             yield from self._split_block(starts[i], starts[i + 1], kind, place)
 
-    def _place(self, i: int, is_page_start: bool) -> int:
+    def _place(self, i: int) -> int:
         """Judge a cut between blocks[i - 1] and blocks[i]."""
         blocks = self._document.blocks
         before, block = blocks[i - 1], blocks[i]
@@ -106,8 +98,6 @@ class _Units:
             block = after  # decorators and comments right above a definition belong to it
         if block.kind == "heading":
             return _SECTION if block.level <= _SECTION_LEVEL else _HEADING
-        if is_page_start:
-            return _PAGE
         if block.kind != "paragraph" and self._text[before.end - 1] == ":":
             return _LEAD  # "as follows:" and what follows
         return _LINE if is_tight else _BLOCK
@@ -119,7 +109,9 @@ class _Units:
             return
         flows = kind in ("paragraph", "heading")
         for a, b in _tile(
-            start, end, self._sentence_ends(start, end) if flows else _match_ends(_NEWLINES, self._text, start, end)
+            start,
+            end,
+            sentence_ends(self._text, start, end) if flows else _match_ends(_NEWLINES, self._text, start, end),
         ):
             yield from self._split_line(a, b, place)
             place = _SENTENCE if flows or self._text[b : b + 1] == " " else _LINE
@@ -157,24 +149,6 @@ class _Units:
         cost = max(by_length, self._count(self._text[start:end]) - self._fixed)
         return _Unit(start, end, cost, place) if cost <= limit else None
 
-    def _sentence_ends(self, start: int, end: int) -> Iterator[int]:
-        text = self._text
-        line_start = start
-        for match in _SENTENCE_END.finditer(text, start, end):
-            has_newline = "\n" in match[0]
-            if match[0][0] == "\n":
-                is_end = match.start() - line_start not in _WRAPPED_LINE
-            elif match[0][0] == ".":
-                before = text[max(start, match.start() - 12) : match.start() + 1]
-                follower = text[match.end() : match.end() + 1]
-                is_end = not (follower.islower() or _ABBREVIATION.search(before) or _ITEM_NUMBER.search(before))
-            else:
-                is_end = True
-            if has_newline:
-                line_start = match.end()
-            if is_end:
-                yield match.end()
-
 
 class _Packer:
     """Packs units into chunks from left to right, with two budgets' worth of units in view."""
@@ -186,6 +160,7 @@ class _Packer:
         self._fixed = count_tokens("")
         self._headings = _HeadingPaths(document, count_tokens, budget)
         self._pages = deque(document.pages)
+        self._page_starts = {page.start for page in document.pages}
         self._chunks: list[Chunk] = []
 
     def pack(self, units: Iterator[_Unit]) -> list[Chunk]:
@@ -211,8 +186,12 @@ class _Packer:
         sums = [0]  # sums[n]: the cost of the first n units
         for unit in view:
             sums.append(sums[-1] + unit.cost)
-        n_fit = max(n for n in range(1, len(sums)) if n == 1 or sums[n] <= room)
-        section_ends = [n for n in range(1, len(view)) if view[n].place == _SECTION] + ([len(view)] if is_last else [])
+        # A page ends every chunk: a chunk names one page, and what is quoted from it must stand there.
+        n_page = next((n for n in range(1, len(view)) if view[n].start in self._page_starts), len(view))
+        n_fit = max(n for n in range(1, n_page + 1) if n == 1 or sums[n] <= room)
+        section_ends = [n for n in range(1, n_page) if view[n].place == _SECTION]
+        if n_page < len(view) or is_last:
+            section_ends.append(n_page)
         if section_ends and section_ends[0] <= n_fit:
             return self._join_tiny_sections(section_ends, sums, room)
         # The section is too large for one chunk. If two will do, let them be about equal.

@@ -2,7 +2,7 @@
 
 Weights and threshold are fitted on the train part, error rates are measured on the dev part. Three kinds of question that
 must be refused are told apart, because they are of very different difficulty:
-near     squad2: the paragraph is about the thing, the answer is not in it (written to fool readers)
+near     squad2: the paragraph is about the thing, the answer is not in it (written to fool readers: similarity cannot tell)
 partial  hotpotqa/fullwiki: two passages are needed, and the retriever that made the set missed one
 foreign  natural questions asked of the squad2 corpus: the documents are about something else
 """
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,9 @@ def fit(examples: Sequence[Example]) -> Fit:
     dev = [e for e in examples if e.dev]
     weights = _logistic(_matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train]))
     train_scores, dev_scores = _scores(weights, train), _scores(weights, dev)
-    threshold = _equal_error(train_scores, np.array([e.kind == "answerable" for e in train]))
+    threshold = _equal_error(
+        train_scores[[e.kind == "answerable" for e in train]], train_scores[[e.kind == "foreign" for e in train]]
+    )
     rates = []
     for source in sorted({e.source for e in dev}):
         for kind in ("answerable", "near", "partial", "foreign"):
@@ -136,7 +139,7 @@ def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progre
     return examples
 
 
-def _both_parts(name: str, limit: int) -> list[dict[str, object]]:
+def _both_parts(name: str, limit: int) -> list[dict[str, Any]]:
     """Return at most `limit` train rows, and every dev row."""
     rows = list(read_rows(name))
     train = [row for row in rows if not is_dev(row["question"])]
@@ -157,7 +160,7 @@ def _balance(groups: Sequence[str]) -> npt.NDArray[np.float64]:
 def _logistic(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_], weight: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Fit by Newton's method with a light ridge, which five signals and thousands of rows hardly feel."""
+    """Fit by Newton's method with a light ridge, which four signals and thousands of rows hardly feel."""
     w = np.zeros(x.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-(x @ w)))
@@ -174,11 +177,14 @@ def _scores(weights: npt.NDArray[np.float64], examples: Sequence[Example]) -> np
     return np.asarray(1 / (1 + np.exp(-(_matrix(examples) @ weights))))
 
 
-def _equal_error(scores: npt.NDArray[np.float64], answerable: npt.NDArray[np.bool_]) -> float:
-    """Return the threshold at which as large a share of the answerable is refused as of the others is answered."""
-    candidates = np.unique(scores)
-    refused = np.array([(scores[answerable] < t).mean() for t in candidates])
-    answered = np.array([(scores[~answerable] >= t).mean() for t in candidates])
+def _equal_error(answerable: npt.NDArray[np.float64], foreign: npt.NDArray[np.float64]) -> float:
+    """Return the threshold that refuses as large a share of the answerable as it lets through of the foreign.
+
+    The other kinds are left out on purpose: a threshold that refused most of them would refuse every second good question too.
+    """
+    candidates = np.unique(np.concatenate([answerable, foreign]))
+    refused = np.array([(answerable < t).mean() for t in candidates])
+    answered = np.array([(foreign >= t).mean() for t in candidates])
     return float(candidates[np.argmin(np.abs(refused - answered))])
 
 

@@ -158,7 +158,7 @@ def simd_kernel() -> str:
 
 
 def _n_threads(scan_bytes: int) -> int:
-    """Return how many threads share a scan of so many bytes: 1 for a query over 100,000 rows, which takes about 2 ms."""
+    """Return how many threads share a scan of so many bytes: 1 for a query over 100,000 rows, which takes 2 ms."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(cores, _MOST_THREADS, scan_bytes // _BYTES_PER_THREAD))
 

@@ -2,7 +2,7 @@
 
 from edge_rag.library.doctor import diagnose
 from edge_rag.library.filters import Filters
-from edge_rag.library.knowledge import Library, list_libraries
+from edge_rag.library.knowledge import EVERYTHING, Library, list_libraries
 from edge_rag.library.reports import (
     CompactReport,
     DocumentInfo,
@@ -15,6 +15,7 @@ from edge_rag.library.reports import (
 from edge_rag.library.walk import FileProblem
 
 __all__ = [
+    "EVERYTHING",
     "CompactReport",
     "DocumentInfo",
     "DocumentView",

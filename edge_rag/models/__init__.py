@@ -1,1 +1,55 @@
-"""Catalog, fetching, embedder and generators. fetch.py and remote.py are the only files of the runtime that open sockets."""
+"""Models by name: catalog, fetching, embedder and generators.
+
+fetch.py and remote.py are the only files of the runtime that open sockets. Everything heavy is imported when it is
+opened.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_rag.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from edge_rag.interfaces import Generator
+    from edge_rag.models.embedder import OnnxEmbedder
+
+__all__ = ["open_embedder", "open_generator"]
+
+_PACKAGED = Path(__file__).parent / "data"
+
+
+def open_embedder(name: str, *, threads: int = 0) -> "OnnxEmbedder":
+    """Open a packaged embedder by name, or one that `export` made, by its folder. `threads` 0: all usable cores."""
+    from edge_rag.models.embedder import OnnxEmbedder
+
+    if _is_path(name):
+        return OnnxEmbedder(Path(name).expanduser(), threads=threads)
+    folder = _PACKAGED / name
+    if name not in {path.name for path in _PACKAGED.iterdir() if path.is_dir()}:
+        raise ModelError(f"there is no embedder {name!r}", mend="run: edge-rag models list")
+    return OnnxEmbedder(folder, threads=threads)
+
+
+def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048) -> "Generator":
+    """Open a chat model: a catalog name, the path of a .gguf, or http(s)://host/v1#model."""
+    if spec.startswith(("http://", "https://")):
+        from edge_rag.models.remote import RemoteGenerator
+
+        return RemoteGenerator(spec, context_tokens=context_tokens)
+    from edge_rag.models import catalog, store
+    from edge_rag.models.gguf import GgufGenerator
+
+    if _is_path(spec) or spec.endswith(".gguf"):
+        return GgufGenerator(Path(spec).expanduser(), threads=threads, context_tokens=context_tokens)
+    entry = catalog.find(spec)
+    if (entry is None or entry.role != "generator") and store.read_manifest(spec) is None:
+        raise UsageError(
+            f"there is no generator {spec!r}", mend="run: edge-rag models list; or give the path of a .gguf file"
+        )
+    path = store.installed_file(spec)
+    return GgufGenerator(path, threads=threads, context_tokens=context_tokens, name=spec)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or os.sep in text

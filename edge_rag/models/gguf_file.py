@@ -1,0 +1,115 @@
+"""Walk the header of a GGUF file before llama.cpp sees it: that library trusts more than it should, and may abort the
+process.
+
+Layout (little-endian): magic "GGUF", u32 version, u64 tensor count, u64 metadata count; the metadata (key, type,
+value); the tensors (name, dimensions, type, offset); padding; the data.
+"""
+
+import mmap
+import struct
+from pathlib import Path
+
+from edge_rag.errors import ModelError
+
+MEND = "pull the model again with --force"
+MAX_ENTRIES = 1 << 20  # of tensors or metadata: far more than any model has
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+# tensor type -> (values in a block, bytes of a block); types that are missing here are not checked for size
+_BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+           11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 30: (1, 2)}  # fmt: skip
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ModelError unless the header is whole and all tensors lie inside the file."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _Walker(data).walk()
+    except FileNotFoundError:
+        raise ModelError(
+            f"there is no model file {path}", mend="check the path, or run: edge-rag models pull NAME"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", mend="check the path") from error
+    except (ValueError, struct.error, OverflowError) as error:
+        raise ModelError(f"{path} is no whole GGUF file: {error}", mend=MEND) from error
+
+
+class _Walker:
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+
+    def walk(self) -> None:
+        if self.data[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self.at = 4
+        version, n_tensors, n_metadata = self.u32(), self.u64(), self.u64()
+        if version not in (2, 3):
+            raise ValueError(f"version {version}, this reads 2 and 3")
+        if max(n_tensors, n_metadata) > MAX_ENTRIES:
+            raise ValueError("impossible counts")
+        alignment = 32
+        for _ in range(n_metadata):
+            key, kind = self.string(), self.u32()
+            if key == b"general.alignment" and kind == 4:
+                alignment = self.u32()
+            else:
+                self.skip_value(kind)
+        if alignment == 0 or alignment % 8:
+            raise ValueError(f"alignment {alignment}")
+        ends = [self.tensor_end() for _ in range(n_tensors)]
+        start = -(-self.at // alignment) * alignment
+        if n_tensors and start + max(ends) > len(self.data):
+            raise ValueError(f"it ends at byte {len(self.data)}, its data at {start + max(ends)}")
+
+    def tensor_end(self) -> int:
+        self.string()
+        n_dims = self.u32()
+        if not 1 <= n_dims <= 4:
+            raise ValueError(f"a tensor of {n_dims} dimensions")
+        n_values = 1
+        for _ in range(n_dims):
+            n_values *= self.u64()
+        kind, offset = self.u32(), self.u64()
+        values, size = _BLOCKS.get(kind, (1, 0))
+        return offset + n_values // values * size
+
+    def skip_value(self, kind: int) -> None:
+        if kind in _SCALAR_BYTES:
+            self.skip(_SCALAR_BYTES[kind])
+        elif kind == _STRING:
+            self.skip(self.u64())
+        elif kind == _ARRAY:
+            item, n = self.u32(), self.u64()
+            if item in _SCALAR_BYTES:
+                self.skip(n * _SCALAR_BYTES[item])
+            elif item == _STRING:
+                for _ in range(n):
+                    self.skip(self.u64())
+            else:
+                raise ValueError("an array of arrays")
+        else:
+            raise ValueError(f"metadata of the unknown type {kind}")
+
+    def string(self) -> bytes:
+        n = self.u64()
+        start = self.at
+        self.skip(n)
+        return self.data[start : self.at]
+
+    def u32(self) -> int:
+        self.skip(4)
+        return int(_U32.unpack_from(self.data, self.at - 4)[0])
+
+    def u64(self) -> int:
+        self.skip(8)
+        return int(_U64.unpack_from(self.data, self.at - 8)[0])
+
+    def skip(self, n: int) -> None:
+        self.at += n
+        if self.at > len(self.data):
+            raise ValueError(f"it ends inside its header, at byte {len(self.data)}")
+
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
