@@ -191,27 +191,34 @@ def download(
     """
     part = _Part(target.with_name(target.name + ".part"))
     report = progress or _silent
-    resumed = part.size > 0
-    failures = 0
-    while True:
-        before = part.size
-        try:
-            _receive(url, part, headers or {}, sha256, report)
-            break
-        except (_Cut, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            failures = failures + 1 if part.size <= before else 1
-            if _is_final(error) or failures >= ATTEMPTS:
-                raise _network_error(url, error) from error
-            time.sleep(PAUSE_S * 2 ** (failures - 1))
+    pieced = _receive_all(url, part, headers or {}, sha256, report)
     found = store.sha256_file(part.path, progress=report)
+    if pieced and sha256 not in (ANY, found):  # its beginning may have been of another version: once more, whole
+        part.discard()
+        _receive_all(url, part, headers or {}, sha256, report)
+        found = store.sha256_file(part.path, progress=report)
     if sha256 not in (ANY, found):
         part.discard()
-        if resumed:  # the beginning may have been of another version: once more, whole
-            return download(url, target, sha256=sha256, headers=headers, progress=progress)
         raise _wrong_hash(url, sha256, found)
     part.path.replace(target)
     part.discard()
     return found
+
+
+def _receive_all(url: str, part: _Part, headers: dict[str, str], sha256: str, report: Progress) -> bool:
+    """Request until the part is complete; return whether it was pieced together from several answers."""
+    pieced, failures = part.size > 0, 0
+    while True:
+        before = part.size
+        try:
+            _receive(url, part, headers, sha256, report)
+            return pieced
+        except (_Cut, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            failures = failures + 1 if part.size <= before else 1
+            if _is_final(error) or failures >= ATTEMPTS:
+                raise _network_error(url, error) from error
+            pieced = pieced or part.size > 0
+            time.sleep(PAUSE_S * 2 ** (failures - 1))
 
 
 class _Cut(Exception):

@@ -172,9 +172,9 @@ class GgufGenerator:
 
 
 def is_loop(tokens: Sequence[int]) -> bool:
-    """Tell whether the end of the tokens is one stretch over and over: 3 times if long, up to 16 times if a single token."""
+    """Tell whether the tokens end in one stretch over and over: 3 times, or up to 16 times if it is a short one."""
     for length in range(1, min(64, len(tokens) // 3) + 1):
-        times = max(3, 16 // length)
+        times = max(3, -(-16 // length))
         if len(tokens) >= length * times:
             tail = tokens[-length * times :]
             if all(tail[i] == tail[i - length] for i in range(length, len(tail))):
