@@ -38,3 +38,9 @@ def generator_file() -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGE_RAG_HOME", cache)
         yield fetch.pull("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def default_models(generator_file: Path) -> Path:
+    """The folder that the default models lie in, as settings.models_dir() would name it."""
+    return generator_file.parent.parent

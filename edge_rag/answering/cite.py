@@ -19,7 +19,7 @@ MIN_SUPPORT = 0.7
 MIN_ABOUT = 0.34
 MAX_QUOTE_SENTENCES = 2
 FEWEST_REPEATED = 3  # content words of a sentence that only repeats the question and can still be a statement
-NEGATIONS = frozenset("no not never none nobody nothing neither nor without cannot".split())
+NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 
 
 @dataclass(frozen=True, slots=True)
