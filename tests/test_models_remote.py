@@ -112,9 +112,11 @@ def test_a_bad_stream_is_a_model_error(reply: list[bytes], said: str) -> None:
     ("status", "mend"), [(401, "EDGE_RAG_API_KEY"), (404, "some-model"), (500, "log"), (429, "log")]
 )
 def test_a_refusal_says_what_the_server_said_and_what_to_do(status: int, mend: str) -> None:
-    with serving(lambda request: request.reply(status, b'{"error": "no\n such thing"}')) as server:
-        with pytest.raises(ModelError, match="no such thing") as error:
-            answer(server.url)
+    with (
+        serving(lambda request: request.reply(status, b'{"error": "no\n such thing"}')) as server,
+        pytest.raises(ModelError, match="no such thing") as error,
+    ):
+        answer(server.url)
     assert mend in error.value.mend
 
 
