@@ -254,7 +254,7 @@ def an_index(wheel: bytes, *, sha256: str = "") -> Callable[[Handler], None]:
     page = (
         '<html><a href="/files/Some_Models-0.9-py3-none-any.whl">old</a>'
         '<a href="../../files/some_models-1.0.tar.gz">source</a>'
-        f'<a href="../../files/some_models-1.0-py3-none-any.whl{fragment}" data-requires-python="&gt;=3.8">it</a></html>'
+        f'<a href="../../files/some_models-1.0-py3-none-any.whl{fragment}" data-requires-python="&gt;=3">it</a></html>'
     )
 
     def respond(request: Handler) -> None:
