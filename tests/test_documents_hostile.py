@@ -112,7 +112,10 @@ def test_a_container_with_too_many_members_is_refused(monkeypatch: pytest.Monkey
 
 def test_containers_in_containers_stay_closed() -> None:
     inner = make_docx(para("inner words"))
-    assert sniff(zip_of({"a.docx": inner}), "a.docx") is None
+    packed = zip_of({"a.docx": inner})
+    assert sniff(packed, "a.zip") is None
+    with pytest.raises(DocumentError):
+        read_document(packed, "a.docx")
     document = read_document(
         zip_of(
             {

@@ -18,6 +18,7 @@ RTF = "application/rtf"
 
 _HEAD = 1 << 16
 _OFFICE_FOLDERS = {"word/": DOCX, "ppt/": PPTX, "xl/": XLSX}
+_BINARY_SUFFIXES = {".pdf": "application/pdf", ".docx": DOCX, ".pptx": PPTX, ".xlsx": XLSX, ".odt": ODT, ".epub": EPUB}
 _TEXT_SUFFIXES = {
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mkd", ".mdx", ".qmd", ".rmd"), "text/markdown"),
     **dict.fromkeys((".rst", ".rest"), "text/x-rst"),
@@ -49,7 +50,15 @@ _INTERPRETERS = {
 
 
 def sniff(data: bytes, name: str) -> str | None:
-    """Return the media type, or None if this is no document at all (a picture, a program ...)."""
+    """Return the media type, or None if this is no document at all (a picture, a program ...).
+
+    What is named like a document and is none gets the type of its name, so that reading it says what is wrong.
+    """
+    suffix = PurePath(name.replace("\\", "/")).suffix.lower()
+    return _sniff_content(data, suffix) or _BINARY_SUFFIXES.get(suffix)
+
+
+def _sniff_content(data: bytes, suffix: str) -> str | None:
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _sniff_zip(data)
     if data.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
@@ -60,7 +69,7 @@ def sniff(data: bytes, name: str) -> str | None:
         return "application/pdf" if b"%PDF-" in data[:1024] else None
     if data.lstrip().startswith(b"{\\rtf"):
         return RTF
-    return _sniff_text(data, PurePath(name.replace("\\", "/")).suffix.lower())
+    return _sniff_text(data, suffix)
 
 
 def _sniff_zip(data: bytes) -> str | None:
