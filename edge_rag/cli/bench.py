@@ -1,10 +1,140 @@
-"""edge-rag bench: reproduce every published figure."""
+"""edge-rag bench: reproduce every published figure. Results are Markdown tables; --json has every value."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
+from edge_rag.settings import library_path
+
+if TYPE_CHECKING:
+    from edge_rag.evaluation.figures import Report
+
 app = typer.Typer(help="Reproduce every published figure.", no_args_is_help=True, rich_markup_mode=None)
+
+DocsOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of documents; default: the archives in EDGE_RAG_DATA/docs.", metavar="DIR"),
+]
+RoundsOption = Annotated[int, typer.Option(help="Interleaved rounds.", min=1)]
 
 
 @app.command()
-def abstain() -> None:
-    """x"""
+def ingest(
+    context: typer.Context,
+    docs: DocsOption = None,
+    chunks: Annotated[int, typer.Option(help="About how many chunks.", min=1)] = 512,
+    rounds: RoundsOption = 5,
+    fp32: Annotated[
+        Path | None,
+        typer.Option(help="fp32 ONNX file of the embedder (edge_rag.export.embedder_fp32).", metavar="MODEL.onnx"),
+    ] = None,
+    hf_folder: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of the embedder, for the peers.", metavar="DIR")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Time how fast documents go in, beside fp32 onnxruntime, chromadb and sentence-transformers where they are installed.
+
+    Example: edge-rag bench ingest --fp32 minilm.onnx --hf-folder all-MiniLM-L6-v2
+    """
+    from edge_rag.evaluation import speed_ingest
+
+    report = speed_ingest.measure(
+        docs, chunks=chunks, rounds=rounds, fp32=fp32, hf_folder=hf_folder, threads=settings_of(context).threads,
+        command=_command(), progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    work: Annotated[Path, typer.Option(help="Where the library is built, and found the next time.", metavar="DIR")],
+    rows: Annotated[int, typer.Option(help="About how many chunks.", min=1)] = 100_000,
+    docs: DocsOption = None,
+    questions: Annotated[
+        str, typer.Option(help="Question set in EDGE_RAG_DATA, or a JSONL file.", metavar="SET|FILE")
+    ] = "nq_gold/questions",
+    limit: Annotated[int, typer.Option(help="How many questions.", min=1)] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """Time cold searches of a large library of real text, and the sync of one changed file.
+
+    Example: edge-rag bench search --work /tmp/edge-rag-bench
+    """
+    from edge_rag.evaluation import speed_search
+
+    report = speed_search.measure(
+        work,
+        speed_search.questions_of(questions, limit),
+        rows=rows,
+        docs=docs,
+        command=_command(),
+        progress=progress_of(context),
+    )
+    _print(report, json)
+
+
+@app.command()
+def ask(
+    context: typer.Context,
+    questions: Annotated[
+        list[str],
+        typer.Argument(help="Three: one, a second on the same matter, one on another.", metavar="FIRST SECOND OTHER"),
+    ],
+    gguf: Annotated[
+        list[str] | None, typer.Option(help="Another generator to compare with. Repeatable.", metavar="FILE")
+    ] = None,
+    rounds: RoundsOption = 5,
+    json: JsonFlag = False,
+) -> None:
+    """Time the first token of three questions to the library, prefill, generation, and the memory of it all.
+
+    Example: edge-rag -L ./lighthouse bench ask "How high is the tower?" "Who built it?" "When does the boat leave?"
+    """
+    from edge_rag.evaluation import speed_ask
+
+    settings = settings_of(context)
+    report = speed_ask.measure(
+        library_path(settings.library), questions, generators=[settings.generator, *(gguf or ())], rounds=rounds,
+        settings=settings, command=_command(), progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+@app.command()
+def abstain(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(help="Train questions of each set.", min=1)] = 1000,
+    json: JsonFlag = False,
+) -> None:
+    """Fit the abstention rule, measure its error rates, and compare with the constants that ship.
+
+    Example: edge-rag bench abstain
+    """
+    from edge_rag.evaluation import abstention_report
+    from edge_rag.models import open_embedder
+
+    settings = settings_of(context)
+    report = abstention_report.measure(
+        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=_command(),
+        progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+def _print(report: "Report", json: bool) -> None:
+    from edge_rag.evaluation.figures import markdown
+
+    if json:
+        print_json(report)
+    else:
+        print(markdown(report))
+
+
+def _command() -> str:
+    return shlex.join(["edge-rag", *sys.argv[1:]])
