@@ -12,6 +12,7 @@ from edge_rag.answering.assistant import fit
 from edge_rag.answering.cite import locate
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import leans_on_history, with_history
+from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import answer_messages
 from edge_rag.answering.retrieve import fuse
 from edge_rag.answering.words import content_words, words
@@ -196,7 +197,56 @@ def test_names_are_signals_of_their_own() -> None:
     assert known.names_covered == 1.0 and unknown.names_covered == 0.0
 
 
+# --- the order of sentences ---
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("When was the second lamp lit?", "It was lit on 3 March 1907 and gave 240,000 candela."),
+        ("Who kept the light?", "Thomas Moar kept the light from 1891 to 1914."),
+        ("Which key locks the west door?", "The west door is locked with key 17."),
+    ],
+)
+def test_the_sentence_that_brings_what_is_asked_for_comes_first(library: Library, question: str, wanted: str) -> None:
+    found = retrieve(library, question, 3, candidates=10)
+    ranked = rank_sentences(question, found.passages, found.question_vector, library.embedder)
+    assert ranked[0].text == wanted
+    assert [s.score for s in ranked] == sorted((s.score for s in ranked), reverse=True)
+
+
 # --- answering ---
+
+
+def test_an_unsupported_draft_gives_way_to_the_documents(library: Library) -> None:
+    answer = Assistant(
+        library, settings=Settings(confidence=0.0), generator=Scripted("Josiah Kemp kept it for 99 years.")
+    ).ask("Who kept the light?")
+    assert answer.draft == "Josiah Kemp kept it for 99 years."
+    assert "Thomas Moar kept the light" in answer.text
+    assert answer.citations and all(s.supported for s in answer.sentences)
+
+
+def test_a_true_statement_beside_the_question_is_no_answer(library: Library) -> None:
+    generator = Scripted("The west door is locked with key 17.")
+    answer = Assistant(library, settings=Settings(confidence=0.0), generator=generator).ask("Who kept the light?")
+    assert answer.draft and "Thomas Moar" in answer.text
+
+
+def test_a_model_may_abstain_by_itself(library: Library) -> None:
+    answer = Assistant(library, settings=Settings(confidence=0.0), generator=Scripted(NOT_FOUND)).ask(
+        "Who kept the light?"
+    )
+    assert answer.abstained and not answer.citations
+
+
+def test_an_answer_ends_where_it_begins_to_repeat_itself(library: Library) -> None:
+    class Parrot(Scripted):
+        def generate(self, messages: Sequence[Message], *, max_tokens: int) -> Iterator[str]:
+            yield from ["Thomas Moar kept the light from 1891 to 1914. "] * 50
+
+    answer = Assistant(library, settings=Settings(confidence=0.0), generator=Parrot("")).ask("Who kept the light?")
+    assert answer.text == "Thomas Moar kept the light from 1891 to 1914."
 
 
 def test_an_answer_streams_and_closes_what_it_opened(library: Library) -> None:
@@ -228,8 +278,8 @@ def test_without_a_language_model_the_answer_is_the_documents_own_words(library:
 
 def test_extracts_keep_the_order_of_the_documents() -> None:
     p, q = passage("First here. Second here.", 1), passage("Other.", 2)
-    first, second = evidence.Sentence(p, 0, 11, 0.7), evidence.Sentence(p, 12, 24, 0.8)
-    text, sentences, citations = extract([second, first, evidence.Sentence(q, 0, 6, 0.1)])
+    first, second = Sentence(p, 0, 11, 0.7, 7.0), Sentence(p, 12, 24, 0.8, 8.0)
+    text, sentences, citations = extract([second, first, Sentence(q, 0, 6, 0.1, 1.0)])
     assert text == "First here. Second here."
     assert [s.supported for s in sentences] == [True, True]
     assert [(c.quote, c.sentence) for c in citations] == [("First here.", 0), ("Second here.", 1)]

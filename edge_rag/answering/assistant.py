@@ -10,6 +10,7 @@ from edge_rag.answering import evidence
 from edge_rag.answering.cite import locate, quote
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_history
+from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import answer_messages
 from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
@@ -73,7 +74,7 @@ class Assistant:
         clock.mark("retrieve")
         kept = self._selector.select(question, found.passages)
         clock.mark("select")
-        sentences = evidence.rank_sentences(kept, found.question_vector, self._library.embedder)
+        sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
         emit = clock.first_piece(on_text)
         if kept and confidence >= self._threshold():
@@ -141,7 +142,7 @@ class Assistant:
         self,
         question: str,
         kept: Sequence[Passage],
-        ranked: Sequence[evidence.Sentence],
+        ranked: Sequence[Sentence],
         earlier: Sequence[str],
         emit: Callable[[str], None],
     ) -> "_Reply":
@@ -172,7 +173,7 @@ class Assistant:
         return text.strip()
 
 
-def _is_near(citations: Sequence[Citation], ranked: Sequence[evidence.Sentence]) -> bool:
+def _is_near(citations: Sequence[Citation], ranked: Sequence[Sentence]) -> bool:
     """Tell whether a citation quotes one of the sentences nearest to the question: a true statement may still be no answer."""
     nearest = [quote(sentence) for sentence in ranked[:NEAR_ENOUGH]]
     return any(c.chunk_id == n.chunk_id and c.start < n.end and n.start < c.end for c in citations for n in nearest)

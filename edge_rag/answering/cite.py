@@ -7,7 +7,7 @@ sentence's content, and quotes it from the stored text. A sentence that no passa
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edge_rag.answering.evidence import Sentence
+from edge_rag.answering.nearest import Sentence
 from edge_rag.answering.words import content_words, is_exact, names, words
 from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import AnswerSentence, Citation, Passage

@@ -9,28 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from edge_rag.answering.nearest import Sentence
 from edge_rag.answering.words import content_words, is_exact, names
-from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import Embedder, Passage
-
-MAX_SENTENCES = 48  # scored for one question; more adds time and, on dev, nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """A sentence of a passage, with its cosine to the question."""
-
-    passage: Passage
-    start: int  # in the passage's text
-    end: int
-    cosine: float
-
-    @property
-    def text(self) -> str:
-        return self.passage.text[self.start : self.end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +26,9 @@ class Signals:
 
 # Fitted by `edge-rag bench abstain`: bias, then a weight for each signal; and the threshold that, on train, refuses as large a
 # share of the answerable questions as it lets through of those about something else.
-WEIGHTS = (-7.595, 0.646, 4.917, 1.257, 2.893)
-THRESHOLD = 0.206
-FITTED_WITH = ""  # fingerprint of the embedder
-
-
-def rank_sentences(
-    passages: Sequence[Passage], question_vector: npt.NDArray[np.float32], embedder: Embedder
-) -> list[Sentence]:
-    """Return the passages' sentences, nearest to the question first."""
-    places = [(p, s, e) for p in passages for s, e in sentence_spans(p.text) if len(p.text[s:e].split()) > 2]
-    places = places[:MAX_SENTENCES]
-    if not places:
-        return []
-    cosines = embedder.embed([p.text[s:e] for p, s, e in places]) @ question_vector
-    ranked = [Sentence(p, s, e, float(c)) for (p, s, e), c in zip(places, cosines, strict=True)]
-    return sorted(ranked, key=lambda sentence: -sentence.cosine)
+WEIGHTS = (-7.49, 0.563, 5.12, 1.38, 2.60)
+THRESHOLD = 0.179
+FITTED_WITH = "c4682e3945cf4556a8a65ea18ee3a4e29543ddd6d891f1ad142d210404863b56"  # fingerprint of the embedder
 
 
 def signals(
@@ -73,7 +41,7 @@ def signals(
     everywhere = set().union(*held)
     return Signals(
         best_passage=max((cosines[p.chunk_id] for p in passages if p.chunk_id in cosines), default=0.0),
-        best_sentence=sentences[0].cosine if sentences else 0.0,
+        best_sentence=max((s.cosine for s in sentences), default=0.0),
         covered=max((len(asked & h) / max(1, len(asked)) for h in held), default=0.0),
         names_covered=len(named & everywhere) / len(named) if named else 1.0,
     )

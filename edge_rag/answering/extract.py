@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edge_rag.answering.cite import quote
-from edge_rag.answering.evidence import Sentence
+from edge_rag.answering.nearest import Sentence
 from edge_rag.interfaces import AnswerSentence, Citation
 
 # On train questions of squad the nearest sentence holds the answer for 40%, the nearest two for 60%, three for 70% (n = 40).

@@ -99,7 +99,7 @@ def ask(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Answer a question from the documents, with citations, or say that they do not hold the answer.
+    """Answer a question with citations, or say it is not there.
 
     Example: edge-rag ask "When was the lamp replaced?"
     """
@@ -130,9 +130,10 @@ def chat(
     meta: MetaFilter = None,
     generator: GeneratorOption = None,
 ) -> None:
-    """Talk with the documents: follow-up questions are searched for with what was talked about.
+    """Talk with the documents.
 
-    Ends with an empty line, Ctrl-D, or /quit; /new forgets what was said.
+    Follow-up questions are searched for with what was talked about. An empty line, Ctrl-D or /quit ends it; /new forgets
+    what was said.
 
     Example: edge-rag chat --path '*/manuals/*'
     """

@@ -37,7 +37,9 @@ def ingest(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Time how fast documents go in, beside fp32 onnxruntime, chromadb and sentence-transformers where they are installed.
+    """Time how fast documents go in, beside peers.
+
+    The peers: fp32 onnxruntime, and chromadb and sentence-transformers where they are installed.
 
     Example: edge-rag bench ingest --fp32 minilm.onnx --hf-folder all-MiniLM-L6-v2
     """
@@ -62,7 +64,7 @@ def search(
     limit: Annotated[int, typer.Option(help="How many questions.", min=1)] = 20,
     json: JsonFlag = False,
 ) -> None:
-    """Time cold searches of a large library of real text, and the sync of one changed file.
+    """Time cold searches and the sync of one changed file.
 
     Example: edge-rag bench search --work /tmp/edge-rag-bench
     """
@@ -92,7 +94,7 @@ def ask(
     rounds: RoundsOption = 5,
     json: JsonFlag = False,
 ) -> None:
-    """Time the first token of three questions to the library, prefill, generation, and the memory of it all.
+    """Time answers to the first token, and weigh the memory.
 
     Example: edge-rag -L ./lighthouse bench ask "How high is the tower?" "Who built it?" "When does the boat leave?"
     """
@@ -112,7 +114,7 @@ def abstain(
     limit: Annotated[int, typer.Option(help="Train questions of each set.", min=1)] = 1000,
     json: JsonFlag = False,
 ) -> None:
-    """Fit the abstention rule, measure its error rates, and compare with the constants that ship.
+    """Fit and measure the rule for \"not in these documents\".
 
     Example: edge-rag bench abstain
     """
@@ -121,6 +123,27 @@ def abstain(
 
     settings = settings_of(context)
     report = abstention_report.measure(
+        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=_command(),
+        progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+@app.command()
+def extract(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(help="Questions of each part.", min=1)] = 500,
+    json: JsonFlag = False,
+) -> None:
+    """Fit and measure the order of sentences that answers quote.
+
+    Example: edge-rag bench extract
+    """
+    from edge_rag.evaluation import extraction
+    from edge_rag.models import open_embedder
+
+    settings = settings_of(context)
+    report = extraction.measure(
         open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=_command(),
         progress=progress_of(context),
     )  # fmt: skip

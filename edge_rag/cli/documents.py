@@ -57,7 +57,9 @@ def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Make the library agree with a folder: add, change, rename and remove what was added, changed, renamed and removed there.
+    """Make the library agree with a folder.
+
+    What was added, changed, renamed and removed there is added, changed, renamed and removed here.
 
     Documents from elsewhere are left alone.
 
@@ -158,7 +160,9 @@ def doctor(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Look for damage in the library and for what this machine lacks; exit 1 and name the mending command if there is any.
+    """Look for damage, and name the command that mends it.
+
+    Also says what this machine brings: kernel, cores, language model. Exits with 1 if anything is damaged.
 
     Example: edge-rag doctor --deep
     """
@@ -182,7 +186,9 @@ def doctor(
 
 
 def compact(context: typer.Context, json: JsonFlag = False) -> None:
-    """Rebuild the index and the store so that no byte of a removed text stays on the disk.
+    """Erase the bytes of removed documents from the disk.
+
+    Rebuilds store and index; nothing of a removed text stays in any file of the library.
 
     Example: edge-rag compact
     """

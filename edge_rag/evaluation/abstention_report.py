@@ -23,7 +23,7 @@ def measure(
     fit = abstention.fit(examples)
     n_train, n_dev = sum(not e.dev for e in examples), sum(e.dev for e in examples)
     names = ["bias", *(f.name for f in fields(evidence.Signals))]
-    figures = [Figure(r.name, "%", r.n, r.rate * 100, r.low * 100, r.high * 100) for r in fit.rates]
+    figures = [*fit.rates]
     figures.append(Figure("AUC: the passages hold the answer", "", n_dev, fit.auc_dev, fit.auc_dev, fit.auc_dev))
     figures += [
         _constant(f"weight of {name}", fitted, shipped, WEIGHT_SLACK, n_train)

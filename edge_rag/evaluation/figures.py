@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+import numpy.typing as npt
+
 from edge_rag.errors import UsageError
 from edge_rag.index import simd_kernel
 from edge_rag.models.cores import usable_cores
@@ -64,6 +67,13 @@ def figure(
     if below is not None:
         target, met = f"below {below:g}", middle < below
     return Figure(name, unit, len(values), middle, min(values), max(values), target, met)
+
+
+def interval(name: str, hits: npt.NDArray[np.bool_]) -> Figure:
+    """Say how often something happened, with its 95% bootstrap interval."""
+    draws = np.random.default_rng(0).choice(hits, (2000, len(hits))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Figure(name, "%", len(hits), float(hits.mean()) * 100, float(low) * 100, float(high) * 100)
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
