@@ -43,7 +43,7 @@ class Origin:
 
 ENV_PREFIX = "EDGE_RAG_"
 # In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
-NOT_SETTINGS = {"EDGE_RAG_HOME", "EDGE_RAG_DATA", "EDGE_RAG_SIMD", "EDGE_RAG_API_KEY"}
+NOT_SETTINGS = {f"EDGE_RAG_{name}" for name in ("HOME", "DATA", "SIMD", "API_KEY", "TEST_CACHE")}
 
 
 def home_dir() -> Path:

@@ -246,7 +246,7 @@ def test_any_text_is_a_question(library: Library, question: str) -> None:
     answer = Assistant(library, settings=Settings(confidence=0.0, context_tokens=2048), generator=Scripted("x"))
     try:
         answer.ask(question)
-    except UsageError as error:  # noqa: PERF203
+    except UsageError as error:
         assert "tokens" in str(error) or "empty" in str(error)
 
 

@@ -23,7 +23,7 @@ def commands() -> Iterator[tuple[str, Any]]:
         yield from [(name, command)] if inner is None else [(f"{name} {sub}", c) for sub, c in inner.items()]
 
 
-@pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])
 def test_each_command_has_help_an_example_and_a_place_in_the_readme(name: str, command: Any) -> None:
     assert re.search(rf"Example: .*edge-rag {name}\b", command.help, re.DOTALL), "no example"
     assert f"edge-rag {name}" in README or f"| `{name}" in README, "not in the README"

@@ -122,7 +122,15 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 APART = {"train", "export"}  # they meet on disk
-APART_MAY_USE = ("interfaces", "errors", "settings", "testing", "models.catalog", "answering.prompt", "evaluation")
+APART_MAY_USE = (
+    "interfaces",
+    "errors",
+    "settings",
+    "testing",
+    "models",
+    "answering.prompt",
+    "evaluation",
+)  # models: what is exported is opened by the runtime, to compare
 MAY_CALL_APART = {"cli", "evaluation"}  # inside a function
 TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "optimum"}
 NETWORK = {

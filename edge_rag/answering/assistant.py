@@ -23,6 +23,9 @@ from edge_rag.settings import Settings
 NOT_FOUND = "This is not in these documents."
 EXTRACTIVE = "extractive"
 NEAREST = 2  # quotes given besides the answer
+# A generated answer must be supported by one of this many sentences nearest to the question. On train questions of squad
+# (n = 100, untrained default model) this makes 66% of the answers hold the right one, 61% without it.
+NEAR_ENOUGH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,7 @@ class Assistant:
             prompt = fit(question, kept, self.generator, self._settings.answer_tokens, earlier)
             draft = self._generate(prompt, emit)
             sentences, citations = locate(question, draft, prompt.passages)
-            if citations:
+            if _is_near(citations, ranked):
                 return _Reply(draft, prompt, sentences, citations)
             if draft == NOT_FOUND:  # a trained model abstains in these words
                 return _Reply(draft, prompt)
@@ -167,6 +170,12 @@ class Assistant:
                 return text[: text.rindex(last)].strip()
             emit(piece)
         return text.strip()
+
+
+def _is_near(citations: Sequence[Citation], ranked: Sequence[evidence.Sentence]) -> bool:
+    """Tell whether a citation quotes one of the sentences nearest to the question: a true statement may still be no answer."""
+    nearest = [quote(sentence) for sentence in ranked[:NEAR_ENOUGH]]
+    return any(c.chunk_id == n.chunk_id and c.start < n.end and n.start < c.end for c in citations for n in nearest)
 
 
 @dataclass(frozen=True, slots=True)

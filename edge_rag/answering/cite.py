@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edge_rag.answering.evidence import Sentence
-from edge_rag.answering.words import content_words, is_exact, words
+from edge_rag.answering.words import content_words, is_exact, names, words
 from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import AnswerSentence, Citation, Passage
 
@@ -19,7 +19,7 @@ MIN_SUPPORT = 0.7
 MIN_ABOUT = 0.34
 MAX_QUOTE_SENTENCES = 2
 FEWEST_REPEATED = 3  # content words of a sentence that only repeats the question and can still be a statement
-NEGATIONS = frozenset("no not never none nobody nothing neither nor without cannot".split())
+NEGATIONS = frozenset(["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,16 @@ def _best_quote(sentence: str, asked: frozenset[str], quotes: Sequence[_Quote]) 
     new = said - asked
     if not new and len(said) < FEWEST_REPEATED:
         return None
+    if sentence.endswith("?"):
+        return None
     negated = _is_negated(sentence)
+    must = {word for word in new if is_exact(word)} | (names(sentence) - asked)
     best, best_score = None, 0.0
     for candidate in quotes:
         missing = (new or said) - candidate.words
         support = 1 - len(missing) / len(new or said)
         about = len(asked & (candidate.words | candidate.context)) / max(1, len(asked))
-        if support < MIN_SUPPORT or about < MIN_ABOUT or any(map(is_exact, missing)) or candidate.negated != negated:
+        if support < MIN_SUPPORT or about < MIN_ABOUT or missing & must or candidate.negated != negated:
             continue
         # Among quotes that hold the new words, prefer the one about what was asked, then the tighter one.
         score = support + about - 0.01 * (candidate.end - candidate.start) / 100

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_rag.answering.words import content_words, is_exact
+from edge_rag.answering.words import content_words, is_exact, names
 from edge_rag.documents import sentence_spans
 from edge_rag.interfaces import Embedder, Passage
 
@@ -69,13 +69,13 @@ def signals(
     """Measure how well the passages fit the question."""
     asked = set(content_words(question))
     held = [set(content_words(f"{p.heading} {p.text}")) for p in passages]
-    names = {w for w in asked if is_exact(w)} | _names(question)
+    named = {w for w in asked if is_exact(w)} | names(question)
     everywhere = set().union(*held)
     return Signals(
         best_passage=max((cosines[p.chunk_id] for p in passages if p.chunk_id in cosines), default=0.0),
         best_sentence=sentences[0].cosine if sentences else 0.0,
         covered=max((len(asked & h) / max(1, len(asked)) for h in held), default=0.0),
-        names_covered=len(names & everywhere) / len(names) if names else 1.0,
+        names_covered=len(named & everywhere) / len(named) if named else 1.0,
     )
 
 
@@ -88,9 +88,3 @@ def confidence(s: Signals) -> float:
     """Return the probability that the passages hold the answer."""
     bias, *weights = WEIGHTS
     return 1 / (1 + math.exp(-(bias + sum(w * v for w, v in zip(weights, astuple(s), strict=True)))))
-
-
-def _names(question: str) -> set[str]:
-    """Return the folded words that are capitalised inside the question: names, mostly."""
-    inside = question.split()[1:]
-    return {w for token in inside if token[:1].isupper() for w in content_words(token)}

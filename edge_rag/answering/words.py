@@ -34,6 +34,11 @@ def is_exact(word: str) -> bool:
     return any(c.isdigit() for c in word)
 
 
+def names(text: str) -> set[str]:
+    """Return the words that are capitalised inside the text, where a sentence does not begin: names, mostly."""
+    return {w for token in text.split()[1:] if token.lstrip("\"'“‘(")[:1].isupper() for w in content_words(token)}
+
+
 def _fold(word: str) -> str:
     word = unicodedata.normalize("NFKC", word).casefold()
     if word[0].isdigit():

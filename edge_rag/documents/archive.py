@@ -118,7 +118,7 @@ def resolve(folder: str, target: str) -> str:
 
 
 def parse_xml(data: bytes) -> Element:
-    """Parse a document into elements with local names. Attributes too, but for `r:id`, the relationship of Office files."""
+    """Parse into elements and attributes with local names, but for `r:id`, the relationships of Office files."""
     parser = _TreeParser()
     for _ in parser.feed_all(data):
         pass

@@ -1,9 +1,9 @@
 """A Document becomes chunks that tile its text and fit an embedder's budget of tokens.
 
 The text is cut into units: blocks, or, where a block is too large, its sentences or lines, then words, then characters.
-Units are then packed from left to right, and each cut is made at the best place near the end of what fits: before a section,
-then before a lesser heading, between blocks, between sentences. A page's end is always a cut. All of it is linear in the text's length, and
-only a few chunks' worth of units is in memory at a time.
+Units are then packed from left to right, and each cut is made at the best place near the end of what fits: before a
+section, then before a lesser heading, between blocks, between sentences. A page's end is always a cut. All of it is
+linear in the text's length, and only a few chunks' worth of units is in memory at a time.
 """
 
 import re
@@ -67,7 +67,7 @@ def chunk_document(document: Document, *, count_tokens: Callable[[str], int], bu
 
 
 class _Units:
-    """Yields units that tile the text: blocks up to a quarter of the budget, else their sentences or lines, and so on down."""
+    """Yields units that tile the text: blocks up to a quarter of the budget, else their sentences or lines ..."""
 
     def __init__(self, document: Document, count_tokens: Callable[[str], int], budget: int) -> None:
         self._text = document.text
@@ -117,7 +117,7 @@ class _Units:
             place = _SENTENCE if flows or self._text[b : b + 1] == " " else _LINE
 
     def _split_line(self, start: int, end: int, place: int) -> Iterator[_Unit]:
-        """Keep a sentence or line whole if it is half a budget at most; else cut between words, and inside only monsters."""
+        """Keep a sentence or line whole up to half a budget; else cut between words, and inside monsters only."""
         if (unit := self._unit_within(self._limit, start, end, place)) is not None:
             yield unit
             return
@@ -259,7 +259,7 @@ class _HeadingPaths:
         return self._fit(self._spell(self._open))[1]
 
     def path(self, start: int, end: int) -> str:
-        """Return the path for the chunk text[start:end]. Several whole sections stand under what they have in common."""
+        """Return the path for the chunk text[start:end]; several whole sections stand under what they share."""
         self._advance(start)
         top = 99
         for i in range(self._n_passed, len(self._headings)):

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze
+from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze, word_set
 from edge_rag.interfaces import Document
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ _LISTS = {"ul", "ol", "dl", "menu", "dir"}
 _BLOCKS = (
     _LISTS
     | set(_HEADINGS)
-    | set(
-        "address article aside blockquote body caption center dd details dialog div dt fieldset figcaption figure footer "
-        "form header hgroup hr html legend li main nav p section summary table tbody td tfoot th thead title tr".split()
-    )
+    | word_set("""
+    address article aside blockquote body caption center dd details dialog div dt fieldset figcaption figure
+    footer form header hgroup hr html legend li main nav p section summary table tbody td tfoot th thead title
+    tr
+""")
 )
-_DROPPED = set(
-    "script style noscript template head nav svg iframe object embed video audio canvas button select option input "
-    "textarea datalist progress meter rp rt annotation annotation-xml map".split()
-)
+_DROPPED = word_set("""
+    script style noscript template head nav svg iframe object embed video audio canvas button select option
+    input textarea datalist progress meter rp rt annotation annotation-xml map
+""")
 _DROPPED_ROLES = {
     "navigation",
     "banner",
@@ -57,10 +58,12 @@ _CHARSET = re.compile(
 _SPACE = re.compile(r"\s+")
 _TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
 _EMPTY_TAG = re.compile(r"<([a-zA-Z][\w:.-]*)((?:\s[^<>]*)?)/>")
-_VOID = set(
-    "area base br col embed hr img input link meta param source track wbr basefont bgsound frame keygen".split()
-)
-_CLOSED_BY_OTHERS = set("p li dt dd option optgroup tr td th thead tbody tfoot colgroup rp rt html head body".split())
+_VOID = word_set("""
+    area base br col embed hr img input link meta param source track wbr basefont bgsound frame keygen
+""")
+_CLOSED_BY_OTHERS = word_set("""
+    p li dt dd option optgroup tr td th thead tbody tfoot colgroup rp rt html head body
+""")
 _MARKUP = re.compile(r"<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 
 
@@ -131,7 +134,7 @@ def _add_metadata(builder: Builder, parser: "LexborHTMLParser") -> None:
 
 
 def _main_part(parser: "LexborHTMLParser") -> "LexborNode | None":
-    """Return the element that holds the content: <main> or a lone <article> if most of the text is in it, else the body."""
+    """Return what holds the content: <main> or a lone <article> if much of the text is in it, else the body."""
     body = parser.body
     if body is None:
         return parser.root

@@ -36,21 +36,25 @@ _FRONT_NAMES = {
 
 # A comment may span lines and blocks, so it goes first; one inside code stays.
 _CODE_OR_COMMENT = re.compile(
-    r"^[ \t>]*(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^[ \t>]*(?P=fence)|\Z)|`[^`\n]{1,400}`|<!--(?:(?!<!--).)*?-->",
+    r"^[ \t>]*(?P<fence>`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^[ \t>]*(?P=fence)|\Z)|`[^`\n]{1,400}`|<!--(?:(?!<!--).)*?-->",
     re.DOTALL | re.MULTILINE,
 )
 
-_CODE_SPAN = re.compile(r"(`+)(?!`)(.{1,1000}?)(?<!`)\1(?!`)")
-_TARGET = r"(?:\(\s*<?[^()\s]{0,2000}(?:\([^()]{0,500}\)[^()\s]{0,500}){0,9}>?(?:\s+[\"'(][^\"']{0,400}[\"')])?\s*\)|\[[^\[\]]{0,400}\])"
+_CODE_SPAN = re.compile(r"(?<!`)(`++)(.{1,1000}?)(?<!`)\1(?!`)")
+_TARGET = (
+    r"(?:\(\s*<?[^()\s]{0,2000}(?:\([^()]{0,500}\)[^()\s]{0,500}){0,9}>?(?:\s+[\"'(][^\"']{0,400}[\"')])?\s*\)"
+    r"|\[[^\[\]]{0,400}\])"
+)
 _IMAGE = re.compile(r"!\[([^\[\]]{0,400})\]" + _TARGET)
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]{0,200}\]){0,600})\]" + _TARGET)
 _FOOTNOTE_MARK = re.compile(r"\[\^[^\]\s]{1,100}\]")
 _AUTOLINK = re.compile(r"<((?:https?|ftp|mailto):[^<>\s]{1,2000}|[^<>\s@]{1,100}@[^<>\s@]{1,200})>")
 _HTML_TAG = re.compile(
-    r"</?(?:a|abbr|b|big|blockquote|br|center|cite|code|dd|del|details|div|dl|dt|em|figcaption|figure|font|h[1-6]|hr|i|img|ins|kbd"
+    r"</?(?P<name>a|abbr|b|big|blockquote|br|center|cite|code|dd|del|details|div|dl|dt|em|figcaption|figure|font|h[1-6]|hr|i|img|ins|kbd"
     r"|li|mark|ol|p|picture|pre|q|s|samp|section|small|source|span|strong|sub|summary|sup|table|tbody|td|tfoot|th|thead|tr|u|ul"
     r"|video|[A-Z][A-Za-z]+(?=\s|>\s*$))(?P<attributes>\s[^<>]{0,1000})?/?>"
 )
+_NUMBER = re.compile(r"\bnumber=\"([^\"]+)\"")
 _CAPTION = re.compile(r"\b(?:caption|alt)=\"([^\"]+)\"")
 _STRONG = re.compile(r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]{1,600})(?<=[^\s\\])\1(?!\*)")
 _UNDERLINED = re.compile(r"(?<![\\\w])(_{1,3})(?=[^\s_])(.{1,400}?)(?<=[^\s\\_])\1(?!\w)")
@@ -110,8 +114,12 @@ def _plain_prose(text: str) -> str:
 
 
 def _what_a_tag_says(match: re.Match[str]) -> str:
-    caption = _CAPTION.search(match["attributes"] or "")
-    return f" {caption[1]} " if caption else ""
+    """A tag says nothing but its caption: "Listing 2-1: Code that reads a guess"."""
+    attributes = match["attributes"] or ""
+    caption, number = _CAPTION.search(attributes), _NUMBER.search(attributes)
+    if not caption:
+        return ""
+    return f" {match['name']} {number[1]}: {caption[1]} " if number else f" {caption[1]} "
 
 
 def _read_front_matter(builder: Builder, front: str) -> bool:
@@ -181,16 +189,14 @@ class _MarkdownParser:
             self._flush_paragraph()
             self._add_item(len(item[1].expandtabs(4)), item[2], item[3] or "")
         elif not self._items:
-            if self._after_blank:
-                line = _CALLOUT.sub(lambda m: m[1].capitalize() + ": ", _FOOTNOTE.sub("", line))
-            self._paragraph.append(line.strip())
+            self._paragraph.append(line.strip() if self._paragraph else _opening(line))
         elif not self._after_blank:
             self._items[-1] += " " + line.strip()
         elif line.startswith((" ", "\t")):
             self._items.append("  " * len(self._indents) + line.strip())
         else:
             self._flush()
-            self._paragraph.append(_FOOTNOTE.sub("", line.strip()))
+            self._paragraph.append(_opening(line))
 
     def _add_item(self, indent: int, marker: str, text: str) -> None:
         while self._indents and indent < self._indents[-1]:
@@ -246,7 +252,7 @@ class _MarkdownParser:
     def _add_heading(self, text: str, level: int) -> None:
         self._flush()
         text = squeeze(plain_inline(text))
-        if level == 1 and not self._builder.title and self._builder.is_empty:
+        if not self._builder.title and self._builder.is_empty:
             self._builder.title = text
         self._builder.heading(text, level)
         self._after_blank = True
@@ -262,6 +268,11 @@ class _MarkdownParser:
         if self._paragraph:
             self._builder.paragraph(plain_inline(_join(self._paragraph)))
             self._paragraph.clear()
+
+
+def _opening(line: str) -> str:
+    """Return a paragraph's first line: "[!NOTE]" becomes a word, the mark of a footnote goes."""
+    return _CALLOUT.sub(lambda m: m[1].capitalize() + ": ", _FOOTNOTE.sub("", line).strip())
 
 
 def _join(lines: list[str]) -> str:

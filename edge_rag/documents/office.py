@@ -222,7 +222,7 @@ def read_xlsx(data: bytes) -> Document:
     main = _main_part(archive, "xl/workbook.xml")
     workbook = archive.xml(main)
     relations = archive.relations(main)
-    targets = {kind: target for kind, target in relations.values()}
+    targets = dict(relations.values())
     shared = _shared_strings(archive, targets.get("sharedStrings", ""))
     formats = _number_formats(archive, targets.get("styles", ""))
     properties = workbook.find("workbookPr")
@@ -248,7 +248,7 @@ def read_xlsx(data: bytes) -> Document:
 
 
 class _Cells:
-    """Turns cells into what the sheet shows, near enough: dates as ISO 8601, percentages, numbers without float noise."""
+    """Turns cells into what the sheet shows, near enough: ISO 8601 dates, percentages, numbers without noise."""
 
     def __init__(self, shared: list[str], formats: list[str], counts_from_1904: bool) -> None:
         self._shared = shared

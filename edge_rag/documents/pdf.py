@@ -5,12 +5,13 @@ PDFium may not be called from two threads at once, so one lock guards it.
 """
 
 import ctypes
+import math
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from statistics import median
+from itertools import pairwise
 from typing import Any
 
 from edge_rag.documents.text import Builder, clean, squeeze
@@ -24,7 +25,14 @@ _PDFIUM = threading.Lock()
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _HYPHEN = "\u2010"  # stands for any hyphen at a line's end until the lines are joined
 _LINE_END_HYPHEN = re.compile("(?<=\\w)[-\u2010\u00ad\ufffe\x02]\\s*$")
+_PHYSICAL_LINE = re.compile("[^\n\ufffe\x02]*[\n\ufffe\x02]?")  # PDFium runs lines together at a hyphen, which it marks
+_LEADER = re.compile(r"(?: ?[.·…_]){5,} ?")  # the dots in a table of contents
+_CONTENTS_ENTRY = re.compile(r" … (\d+|[ivxlc]+)?$")
 _BULLET = re.compile(r"^([•◦▪●○■□–‣⁃·*]|-|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+(?=\S)")
+_PAGE_NUMBER = re.compile(
+    r"^\W*(page\s+)?(\d+|[ivxlc]+)\b(\s*(/|of)\s*\d+)?|\b(page\s+)?(\d+|[ivxlc]+)(\s*(/|of)\s*\d+)?\W*$"
+)
+_NUMBER_ROW = re.compile(r"\S [-–(£$€]?\d[\d.,]*[)%]?$")
 _BOLD = re.compile(r"bold|black|heavy|medi(um)?\b|CMBX|SFBX|CMSSBX", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?:;。！？][\"'”’)\]]*$")
 _EDGE_LINES = 2  # at the top and the bottom of a page, where running titles and page numbers stand
@@ -38,8 +46,8 @@ class _Line:
     text: str
     left: float
     right: float
-    bottom: float
-    size: float  # height of the font's box
+    baseline: float
+    size: float  # of the font on the page, in points
     is_bold: bool
 
 
@@ -143,31 +151,44 @@ def _page_lines(pdf: Any, index: int) -> tuple[list[_Line], bool]:
 
 
 def _lines(textpage: Any) -> Iterator[_Line]:
-    import pypdfium2.raw as pdfium
-
-    box = pdfium.FS_RECTF()
-    name = ctypes.create_string_buffer(128)
-    flags = ctypes.c_int()
-    offset = 0
-    for raw in textpage.get_text_range().split("\n"):
-        text = raw.rstrip("\r \t")
-        first = offset + len(text) - len(text.lstrip())
-        last = offset + len(text) - 1
-        offset += len(raw) + 1
-        text = squeeze(clean(_LINE_END_HYPHEN.sub(_HYPHEN, text.translate(_LIGATURES))))
+    for match in _PHYSICAL_LINE.finditer(textpage.get_text_range()):
+        shown = match[0].strip()
+        text = _LEADER.sub(" … ", squeeze(clean(_LINE_END_HYPHEN.sub(_HYPHEN, shown.translate(_LIGATURES)))))
         if not text:
             continue
-        last_index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, last)
-        has_last = pdfium.FPDFText_GetLooseCharBox(textpage, last_index, box)
-        right = box.right if has_last else 0.0
-        index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, first)
-        has_first = pdfium.FPDFText_GetLooseCharBox(textpage, index, box)
-        left, bottom, size = (
-            (box.left, box.bottom, round(abs(box.top - box.bottom), 1)) if has_first else (0.0, 0.0, 0.0)
-        )
-        length = pdfium.FPDFText_GetFontInfo(textpage, index, name, len(name), flags)
-        is_bold = 0 < length <= len(name) and bool(_BOLD.search(name.value.decode("latin-1")))
-        yield _Line(text, left, max(right, left), bottom, size, is_bold)
+        start = match.start() + len(match[0]) - len(match[0].lstrip())
+        first, last = _glyph(textpage, start), _glyph(textpage, start + len(shown) - 1)
+        # One word in another font, at either end, must not make the line look like a heading.
+        size = min(first.size or last.size, last.size or first.size)
+        if _BULLET.match(text):
+            size = last.size
+        yield _Line(text, first.left, max(first.left, last.right), first.baseline, size, first.is_bold and last.is_bold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyph:
+    left: float
+    right: float
+    baseline: float
+    size: float
+    is_bold: bool
+
+
+def _glyph(textpage: Any, text_index: int) -> _Glyph:
+    import pypdfium2.raw as pdfium
+
+    index = pdfium.FPDFText_GetCharIndexFromTextIndex(textpage, text_index)
+    box, x, y = pdfium.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
+    if not pdfium.FPDFText_GetLooseCharBox(textpage, index, box):
+        return _Glyph(0.0, 0.0, 0.0, 0.0, False)
+    pdfium.FPDFText_GetCharOrigin(textpage, index, x, y)
+    matrix = pdfium.FS_MATRIX()
+    pdfium.FPDFText_GetMatrix(textpage, index, matrix)
+    size = pdfium.FPDFText_GetFontSize(textpage, index) * math.hypot(matrix.c, matrix.d)
+    name, flags = ctypes.create_string_buffer(128), ctypes.c_int()
+    length = pdfium.FPDFText_GetFontInfo(textpage, index, name, len(name), flags)
+    is_bold = 0 < length <= len(name) and bool(_BOLD.search(name.value.decode("latin-1")))
+    return _Glyph(box.left, box.right, y.value, round(size, 1), is_bold)
 
 
 def _drop_running_titles(pages: list[list[_Line]]) -> None:
@@ -190,7 +211,8 @@ def _edge(page: list[_Line], at_top: bool) -> list[_Line]:
 
 
 def _running_key(line: _Line) -> str:
-    return re.sub(r"\d+|\b[ivxlc]+\b", "#", line.text.lower())
+    """Return the text without page number. Numbers inside stay: rows of a table that runs over pages are no titles."""
+    return _PAGE_NUMBER.sub("#", line.text.lower())
 
 
 def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, int]) -> None:
@@ -213,6 +235,9 @@ def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, in
         for group in _groups(page, leading):
             text = _join(group, words)
             level = headings.level(group, text)
+            if not level and _CONTENTS_ENTRY.search(text):
+                items.append(f"- {text}")
+                continue
             if not level and _BULLET.match(text):
                 items.append(_BULLET.sub(lambda m: ("-" if len(m[1]) == 1 else m[1]) + " ", text))
                 continue
@@ -220,6 +245,10 @@ def _add_pages(builder: Builder, pages: list[list[_Line]], outline: dict[str, in
             items = []
             if level:
                 builder.heading(text, level)
+            elif _is_table(group):
+                builder.lines("table", [line.text for line in group])
+            elif group[0] is page[0] and not text[0].isupper() and builder.ends_in_mid_sentence:
+                builder.continue_paragraph(text)
             else:
                 builder.paragraph(text)
         builder.lines("list", items)
@@ -234,7 +263,7 @@ class _Headings:
 
     def level(self, group: list[_Line], text: str) -> int:
         """Return the level of a group of lines that is a heading, else 0."""
-        if len(text) > 200 or len(group) > 3 or not re.search(r"[^\W\d]", text):
+        if len(text) > 200 or len(group) > 3 or not re.search(r"[^\W\d]", text) or _CONTENTS_ENTRY.search(text):
             return 0
         if level := self.outline.get(_key(text)):
             return level
@@ -259,12 +288,12 @@ def _distinct(sizes: Iterable[float]) -> list[float]:
 
 def _usual_leading(pages: list[list[_Line]]) -> float:
     steps = [
-        above.bottom - below.bottom
+        above.baseline - below.baseline
         for page in pages[:50]
-        for above, below in zip(page, page[1:], strict=False)
-        if 0 < above.bottom - below.bottom < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
+        for above, below in pairwise(page)
+        if 0 < above.baseline - below.baseline < 3 * max(above.size, 1.0) and abs(above.size - below.size) < 1
     ]
-    return median(steps) if steps else 0.0
+    return sorted(steps)[len(steps) // 4] if steps else 0.0  # most steps are within paragraphs
 
 
 def _groups(page: list[_Line], leading: float) -> Iterator[list[_Line]]:
@@ -281,19 +310,20 @@ def _groups(page: list[_Line], leading: float) -> Iterator[list[_Line]]:
 
 def _starts_new(group: list[_Line], line: _Line, leading: float) -> bool:
     last = group[-1]
-    step = last.bottom - line.bottom
-    if (
-        abs(line.size - last.size) > 0.12 * max(line.size, last.size)
-        or line.is_bold != last.is_bold
-        and len(group[0].text) < 120
+    step = last.baseline - line.baseline
+    if abs(line.size - last.size) > 0.12 * max(line.size, last.size) or (
+        line.is_bold != last.is_bold and len(group[0].text) < 120
     ):
         return abs(step) > 0.3 * last.size  # else a footnote mark or a bold word on the same line
-    if _BULLET.match(line.text):
+    if _BULLET.match(line.text) or _CONTENTS_ENTRY.search(last.text):
         return True
     ends_sentence = bool(_SENTENCE_END.search(last.text))
     if step < -0.5 * last.size:  # up: the next column
         return ends_sentence
-    if leading and step > 1.35 * max(leading, 0.9 * last.size):
+    gap = 1.35 * leading
+    if step > (
+        gap if gap > 1.3 * last.size else 1.5 * last.size
+    ):  # lines of a heading are larger than the usual leading
         return True
     width = max(one.right for one in group) - min(one.left for one in group)
     if ends_sentence and last.right < line.right - 0.15 * max(width, 1.0):
@@ -315,9 +345,14 @@ def _join(group: list[_Line], words: set[str]) -> str:
         left, right = before[0] if before else "", after[0] if after else ""
         hyphenated = f"{left}-{right}".lower() in words
         joined = (left + right).lower() in words
-        keeps = hyphenated and not joined or not right[:1].islower() or left.isdigit()
+        keeps = (hyphenated and not joined) or not right[:1].islower() or left.isdigit()
         text = f"{head}-{tail}" if keeps else head + tail
     return text.replace(_HYPHEN, "-")
+
+
+def _is_table(group: list[_Line]) -> bool:
+    """Rows of numbers: most lines end in one, after a label or other numbers."""
+    return len(group) >= 3 and sum(1 for line in group if _NUMBER_ROW.search(line.text)) >= 0.7 * len(group)
 
 
 def _vocabulary(pages: list[list[_Line]]) -> set[str]:

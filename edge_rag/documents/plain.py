@@ -22,7 +22,8 @@ _KEYWORD = re.compile(
     r"|record|union|macro_rules!|defmodule|defp?|sub|package|type(?=\s+\w+\s+(?:struct|interface)))\b\s*[\w<(]"
 )
 _C_FUNCTION = re.compile(
-    r"^(\s{0,0})(?!(?:return|else|if|for|while|switch|typedef|case|goto|do|using|throw|new|delete)\b)[A-Za-z_][\w:*&<>,~ \t]*[\s*&]~?[\w:~]+\s*\([^;{}=]*\)?[^;=]*\{?$"
+    r"^(\s{0,0})(?=[^;=]*$)(?!(?:return|else|if|for|while|switch|typedef|case|goto|do|using|throw|new|delete)\b)"
+    r"[A-Za-z_][\w:*&<>,~ \t]*[\s*&][\w:~]+\s*\("
 )
 _SHELL = re.compile(r"^(\s*)(?:function\s+)?[\w-]+\s*\(\)\s*\{?$|^(\s*)function\s+[\w-]+")
 _RUBY = re.compile(r"^(\s*)(?:def|class|module)\s+\w+")
@@ -101,7 +102,7 @@ def read_code(data: bytes, media_type: str) -> Document:
             pending.append(line)
             continue
         attached = _split_attached(pending)
-        builder.code("\n".join(pending))
+        builder.code("\n".join(pending), tight=True)
         builder.code("\n".join(attached))
         indent = len(line) - len(line.lstrip())
         while indents and indents[-1] >= indent:

@@ -68,7 +68,7 @@ def _read(data: bytes, name: str) -> Document:
 
 
 def _read_xml(data: bytes) -> Document:
-    """XML of any vocabulary: each element that holds text itself is a paragraph. What is refused as XML is read as text."""
+    """Read any vocabulary: each element that holds text itself is a paragraph. Refused XML is read as text."""
     try:
         root = parse_xml(data)
     except DocumentError:

@@ -3,7 +3,7 @@
 import re
 
 from edge_rag.documents.tabular import csv_rows
-from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze
+from edge_rag.documents.text import Builder, clean, decode, rows_as_lines, squeeze, word_set
 from edge_rag.interfaces import Document
 
 _ADORNMENT = re.compile(r"^([!-/:-@\[-`{-~])\1*$")
@@ -16,16 +16,19 @@ _SIMPLE_TABLE = re.compile(r"^=+( +=+)+$")
 _GRID_TABLE = re.compile(r"^\+(-+\+)+$")
 _SUBSTITUTION = re.compile(r"^\.\. \|([^|]{1,100})\| (?:replace|unicode):: (.*)$", re.MULTILINE)
 
-_CODE = set(
-    "code code-block sourcecode parsed-literal literal doctest prompt console ipython testcode productionlist math".split()
-)
-_DROPPED = set(
-    "contents toctree sectnum section-numbering highlight index include literalinclude raw meta module currentmodule py:module "
-    "py:currentmodule default-role role target-notes header footer title replace unicode date tabularcolumns".split()
-)
-_NOTES = set(
-    "note warning attention caution danger error hint important tip seealso versionadded versionchanged deprecated".split()
-)
+_CODE = word_set("""
+    code code-block sourcecode parsed-literal literal doctest prompt console ipython testcode productionlist
+    math
+""")
+_DROPPED = word_set("""
+    contents toctree sectnum section-numbering highlight index include literalinclude raw meta module
+    currentmodule py:module py:currentmodule default-role role target-notes header footer title replace unicode
+    date tabularcolumns
+""")
+_NOTES = word_set("""
+    note warning attention caution danger error hint important tip seealso versionadded versionchanged
+    deprecated
+""")
 _MAX_NESTING = 30
 
 _LITERAL = re.compile(r"``(.{1,1000}?)``")
@@ -33,7 +36,7 @@ _ROLE = re.compile(r":([A-Za-z][\w:+.-]{0,60}):`([^`]{1,600})`")
 _LINK = re.compile(r"`([^`<]{1,600}?)\s*<[^`<>]{1,2000}>`__?")
 _REFERENCE = re.compile(r"`([^`]{1,600})`__?")
 _INTERPRETED = re.compile(r"(?<![`\w])`([^`]{1,600})`(?![`\w])")
-_WORD_REFERENCE = re.compile(r"(?<![\w_])(\w[\w.-]{0,100}?)__?(?=[\s.,;:!?)'\"\]-]|$)")
+_WORD_REFERENCE = re.compile(r"(?<![\w/])([A-Za-z0-9][\w.-]{0,100}?)__?(?=[\s.,;:!?)'\"\]-]|$)")
 _FOOTNOTE_MARK = re.compile(r"(?<=\s)\[(#[\w-]*|\*)\]_")
 _NUMBERED_MARK = re.compile(r"(\[[\w.-]{1,60}\])_\b")
 _STRONG = re.compile(r"(?<![\\*\w])(\*{1,2})(?=[^\s*])([^*]{1,600})(?<=[^\s\\])\1(?![*\w])")
@@ -46,18 +49,16 @@ def read_rst(data: bytes) -> Document:
     source = clean(decode(data)).expandtabs(8)
     builder = Builder()
     lines = source.split("\n")
-    lines = _take_preamble(builder, lines)
     reader = _RstReader(builder, dict(_SUBSTITUTION.findall(source)))
-    reader.read(lines, nesting=0)
+    reader.read(_take_preamble(builder, lines), nesting=0)
     if not builder.title and reader.first_heading and reader.first_heading[1] == 1:
         builder.title = reader.first_heading[0]
     return builder.finish("text/x-rst")
 
 
 def _take_preamble(builder: Builder, lines: list[str]) -> list[str]:
-    """Read "Key: value" lines before the first blank line, as PEPs have them; they stay in the text, for they answer questions."""
-    while lines and not lines[0].strip():
-        lines = lines[1:]
+    """Read "Key: value" lines at the top, as PEPs have them; they stay in the text, for they answer questions."""
+    lines = lines[next((i for i, line in enumerate(lines) if line.strip()), len(lines)) :]
     if not lines or not _PREAMBLE_LINE.match(lines[0]):
         return lines
     fields: list[list[str]] = []
@@ -73,6 +74,7 @@ def _take_preamble(builder: Builder, lines: list[str]) -> list[str]:
             return lines
     if len(fields) < 3:
         return lines
+    fields = [[key, squeeze(_plain_inline(value, {}))] for key, value in fields]
     values = {key.lower(): value for key, value in fields}
     builder.title = values.get("title", "")
     if "pep" in values:
@@ -156,7 +158,7 @@ class _RstReader:
         while body and (match := _FIELD.match(body[0])):
             options[match[1]] = match[2] or ""
             body = body[1:]
-        if name in _DROPPED:
+        if name in _DROPPED or nesting >= _MAX_NESTING:
             return
         if name in _CODE:
             self._builder.code("\n".join(([argument] if name in ("math", "productionlist") else []) + body))
@@ -171,7 +173,7 @@ class _RstReader:
         elif name in ("image", "figure"):
             self._add_titled(options.get("alt", ""))
             self.read(body, nesting + 1)
-        elif nesting < _MAX_NESTING:
+        else:
             label = f"{name.capitalize()}: " if name in _NOTES else ""
             first, rest = _split_paragraph(body) if label and not argument else ([], body)
             self._add_titled(label + " ".join([argument, *first]))
@@ -244,14 +246,14 @@ class _RstReader:
                     indents.pop()
                 if not indents or indent > indents[-1]:
                     indents.append(indent)
-                marker = "-" if match[1] in "-*+•" else match[1]
-                items.append("  " * min(len(indents) - 1, 8) + f"{marker} {stripped[match.end() :]}")
+                items.append("  " * min(len(indents) - 1, 8) + _marker(match) + stripped[match.end() :])
                 after_blank = False
-            elif indent == 0 and not after_blank and (match := _ITEM.match(stripped)) and indents == [0]:
-                items.append(f"{'-' if match[1] in '-*+•' else match[1]} {stripped[match.end() :]}")
-            elif indent == 0 and (after_blank or not items):
-                break
-            elif stripped.startswith((".. ", ">>>")) and after_blank:
+            elif indent in indents and (
+                match := _ITEM.match(stripped)
+            ):  # the next item, without a blank line before it
+                del indents[indents.index(indent) + 1 :]
+                items.append("  " * min(len(indents) - 1, 8) + _marker(match) + stripped[match.end() :])
+            elif (indent == 0 and (after_blank or not items)) or (stripped.startswith((".. ", ">>>")) and after_blank):
                 break
             elif after_blank:
                 items.append("  " * len(indents) + stripped)
@@ -339,42 +341,51 @@ class _RstReader:
         self._builder.lines("table", rows_as_lines(cleaned, header=header))
 
     def _inline(self, text: str) -> str:
-        """Remove inline marks; literals keep one backtick on each side."""
-        literals: list[str] = []
+        return _plain_inline(text, self._substitutions)
 
-        def protect(match: re.Match[str]) -> str:
-            literals.append(match[1])
-            return f"\ue000{len(literals) - 1}\ue001"
 
-        text = text.replace("\ue000", "")
-        if "`" in text:
-            text = _LITERAL.sub(protect, text)
-            text = _ROLE.sub(_role_text, text)
-            text = _LINK.sub(r"\1", text)
-            text = _INLINE_TARGET.sub(r"\1", text)
-            text = _REFERENCE.sub(r"\1", text)
-            text = _INTERPRETED.sub(r"\1", text)
-        if "|" in text:
-            text = _SUBSTITUTED.sub(lambda m: self._substitutions.get(m[1], m[0]), text)
-        if "_" in text:
-            text = _FOOTNOTE_MARK.sub("", text)
-            text = _NUMBERED_MARK.sub(r"\1", text)
-            text = text.replace("]_", "]")
-            text = _WORD_REFERENCE.sub(r"\1", text)
-        if "*" in text:
-            text = _STRONG.sub(r"\2", text)
-        if "\\" in text:
-            text = _ESCAPE.sub(lambda m: "" if m[1] == " " else m[1], text)
-        return re.sub("\ue000([0-9]+)\ue001", lambda m: f"`{literals[int(m[1])]}`", text) if literals else text
+def _plain_inline(text: str, substitutions: dict[str, str]) -> str:
+    """Remove inline marks; literals keep one backtick on each side."""
+    literals: list[str] = []
+
+    def protect(match: re.Match[str]) -> str:
+        literals.append(match[1])
+        return f"\ue000{len(literals) - 1}\ue001"
+
+    text = text.replace("\ue000", "")
+    if "`" in text:
+        text = _LITERAL.sub(protect, text)
+        text = _ROLE.sub(_role_text, text)
+        text = _LINK.sub(r"\1", text)
+        text = _INLINE_TARGET.sub(r"\1", text)
+        text = _REFERENCE.sub(r"\1", text)
+        text = _INTERPRETED.sub(r"\1", text)
+    if "|" in text:
+        text = _SUBSTITUTED.sub(lambda m: substitutions.get(m[1], m[0]), text)
+    if "_" in text:
+        text = _FOOTNOTE_MARK.sub("", text)
+        text = _NUMBERED_MARK.sub(r"\1", text)
+        text = text.replace("]_", "]")
+        text = _WORD_REFERENCE.sub(r"\1", text)
+    if "*" in text:
+        text = _STRONG.sub(r"\2", text)
+    if "\\" in text:
+        text = _ESCAPE.sub(lambda m: "" if m[1] == " " else m[1], text)
+    return re.sub("\ue000([0-9]+)\ue001", lambda m: f"`{literals[int(m[1])]}`", text) if literals else text
+
+
+def _marker(item: re.Match[str]) -> str:
+    return "- " if item[1] in "-*+•" else f"{item[1]} "
 
 
 def _role_text(match: re.Match[str]) -> str:
     role, text = match[1].rpartition(":")[2].lower(), match[2]
-    titled = re.match(r"(.+?)\s*<[^<>]*>$", text, re.DOTALL)
+    titled = re.match(r"(.+?)\s*<([^<>]*)>$", text, re.DOTALL)
+    if role in ("pep", "rfc"):
+        number = (titled[2] if titled else text).partition("#")[0]
+        return f"{titled[1]} ({role.upper()} {number})" if titled else f"{role.upper()} {number}"
     if titled:
         return titled[1]
-    if role in ("pep", "rfc"):
-        return f"{role.upper()} {text.partition('#')[0]}"
     return text.lstrip("~!") if "~" not in text else text.lstrip("~").rpartition(".")[2]
 
 
@@ -401,9 +412,8 @@ def _indented_end(lines: list[str], i: int, indent: int = 1) -> int:
 def _dedent(lines: list[str]) -> list[str]:
     filled = [line for line in lines if line.strip()]
     indent = min((len(line) - len(line.lstrip()) for line in filled), default=0)
-    while lines and not lines[0].strip():
-        lines = lines[1:]
-    return [line[indent:] for line in lines]
+    first = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
+    return [line[indent:] for line in lines[first:]]
 
 
 def _split_paragraph(lines: list[str]) -> tuple[list[str], list[str]]:
@@ -420,7 +430,7 @@ def _list_table_rows(lines: list[str]) -> list[list[str]]:
     rows: list[list[str]] = []
     for line in lines:
         stripped = line.strip()
-        if line.startswith("* -") or line.startswith("* *"):
+        if line.startswith(("* -", "* *")):
             rows.append([stripped[3:].strip()])
         elif rows and re.match(r"^\s+[-*](\s|$)", line):
             rows[-1].append(stripped[1:].strip())

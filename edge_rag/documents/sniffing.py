@@ -18,6 +18,7 @@ RTF = "application/rtf"
 
 _HEAD = 1 << 16
 _OFFICE_FOLDERS = {"word/": DOCX, "ppt/": PPTX, "xl/": XLSX}
+_BINARY_SUFFIXES = {".pdf": "application/pdf", ".docx": DOCX, ".pptx": PPTX, ".xlsx": XLSX, ".odt": ODT, ".epub": EPUB}
 _TEXT_SUFFIXES = {
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mkd", ".mdx", ".qmd", ".rmd"), "text/markdown"),
     **dict.fromkeys((".rst", ".rest"), "text/x-rst"),
@@ -49,7 +50,15 @@ _INTERPRETERS = {
 
 
 def sniff(data: bytes, name: str) -> str | None:
-    """Return the media type, or None if this is no document at all (a picture, a program ...)."""
+    """Return the media type, or None if this is no document at all (a picture, a program ...).
+
+    What is named like a document and is none gets the type of its name, so that reading it says what is wrong.
+    """
+    suffix = PurePath(name.replace("\\", "/")).suffix.lower()
+    return _sniff_content(data, suffix) or _BINARY_SUFFIXES.get(suffix)
+
+
+def _sniff_content(data: bytes, suffix: str) -> str | None:
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _sniff_zip(data)
     if data.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
@@ -60,7 +69,7 @@ def sniff(data: bytes, name: str) -> str | None:
         return "application/pdf" if b"%PDF-" in data[:1024] else None
     if data.lstrip().startswith(b"{\\rtf"):
         return RTF
-    return _sniff_text(data, PurePath(name.replace("\\", "/")).suffix.lower())
+    return _sniff_text(data, suffix)
 
 
 def _sniff_zip(data: bytes) -> str | None:
@@ -90,11 +99,11 @@ def _is_binary(head: bytes) -> bool:
     if not head:
         return False
     controls = len(head) - len(head.translate(None, _CONTROL))
-    if controls <= 0.01 * len(head):
+    if controls <= max(2, 0.01 * len(head)):
         return False
     text = decode(head[: len(head) & ~3])
     odd = sum(
-        1 for c in text if c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b" or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
+        1 for c in text if (c < "\x20" and c not in "\t\n\r\x0b\x0c\x1b") or c == "\ufffd" or "\ue000" <= c <= "\uf8ff"
     )
     wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or len(text) <= len(head) // 2 + 2
     return not (wide and odd <= 0.01 * len(text))
@@ -132,9 +141,11 @@ def _sniff_json(data: bytes, head: str, by_name: str | None) -> str | None:
     if not start.startswith(("{", "[")):
         return None
     lines = [line for line in start.split("\n", 3)[:3] if line.strip()]
-    if len(data) <= _HEAD or not _is_json(lines[0]) or len(lines) == 1:
-        if by_name != "application/jsonl" and _is_json(decode(data)):
-            return "application/json"
+    one_value = (
+        len(data) <= _HEAD or len(lines) == 1 or not _is_json(lines[0])
+    )  # else do not parse a huge JSONL in vain
+    if one_value and by_name != "application/jsonl" and _is_json(decode(data)):
+        return "application/json"
     complete = lines[: 2 if len(data) > _HEAD else 3]
     if len(complete) > (0 if by_name == "application/jsonl" else 1) and all(_is_json(line) for line in complete):
         return "application/jsonl"

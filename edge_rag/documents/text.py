@@ -1,7 +1,7 @@
 """From bytes to clean text, and from pieces of text to a Document.
 
-Text is normalised once, here: line ends are LF, control characters and lone surrogates are gone, trailing spaces are cut,
-and the whole is NFC, because file systems, PDFs and keyboards disagree on how an accent is stored and a lexical search would
+Text is normalised once, here: line ends are LF, control characters and lone surrogates are gone, trailing spaces are
+cut, and the whole is NFC, because PDFs and keyboards disagree on how an accent is stored, and a lexical search would
 miss one of the two. Not NFKC: it would turn x² into x2, and a citation must quote what the document says.
 """
 
@@ -9,6 +9,7 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from edge_rag.interfaces import Block, BlockKind, Document, PageSpan
 
@@ -31,7 +32,7 @@ _PARAGRAPH_ENDS = re.compile("[\x0c\u2029]")
 _SPACES = re.compile("[\u00a0\u2007\u202f]")
 _JUNK = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\ufff9-\ufffb\ufffe\uffff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
+_TRAILING = re.compile(r"(?<![ \t])[ \t]+$", re.MULTILINE)  # tried once for each run of spaces, or it were quadratic
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -61,6 +62,8 @@ def decode(data: bytes, declared: str | None = None) -> str:
 
 def clean(text: str) -> str:
     """Normalise as the module says. Leading and inner spaces stay: code and tables live by them."""
+    if text.isprintable() and (text.isascii() or unicodedata.is_normalized("NFC", text)):
+        return text.rstrip(" ")  # the usual case: one line without anything odd in it
     if not text.isascii():
         text = _SURROGATES.sub("\ufffd", text)
         text = _SPACES.sub(" ", text)
@@ -74,6 +77,11 @@ def clean(text: str) -> str:
 def squeeze(text: str) -> str:
     """Put a flowing text on one line."""
     return " ".join(text.split())
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Spell a set of names as one text."""
+    return frozenset(words.split())
 
 
 def rows_as_lines(rows: Sequence[Sequence[str]], header: bool | None = None) -> list[str]:
@@ -129,10 +137,21 @@ class Builder:
         """Add running text; its line breaks are kept, blank lines in it are not."""
         self._append("paragraph", "\n".join(s for line in clean(text).split("\n") if (s := squeeze(line))))
 
+    @property
+    def ends_in_mid_sentence(self) -> bool:
+        return bool(self._blocks) and self._blocks[-1].kind == "paragraph" and self._parts[-1][-1] not in ".!?:;。"
+
+    def continue_paragraph(self, text: str) -> None:
+        """Go on with the last paragraph, which the end of a page has cut."""
+        self._parts += [" ", text := squeeze(clean(text))]
+        self._begin_page(self._length + 1)
+        self._length += 1 + len(text)
+        self._blocks[-1] = replace(self._blocks[-1], end=self._length)
+
     def lines(self, kind: BlockKind, lines: Iterable[str]) -> None:
         """Add a list or a table, one item or row a line; leading spaces show nesting."""
         cleaned = (clean(line) for line in lines)
-        self._append(kind, "\n".join(line for line in cleaned if line.strip()))
+        self._append(kind, "\n".join(" " * _indent(line) + squeeze(line) for line in cleaned if line.strip()))
 
     def code(self, text: str, *, tight: bool = False) -> None:
         self._append("code", _BLANK_LINES.sub("\n\n", clean(text.expandtabs(4))), tight=tight)
@@ -166,17 +185,26 @@ class Builder:
             separator = "\n" if tight else "\n\n"
             self._parts.append(separator)
             self._length += len(separator)
-        if self._next_page is not None:
-            self._page_starts.append((self._next_page, self._length))
-            self._next_page = None
+        self._begin_page(self._length)
         self._blocks.append(Block(kind, self._length, self._length + len(text), level))
         self._parts.append(text)
         self._length += len(text)
 
+    def _begin_page(self, offset: int) -> None:
+        if self._next_page is not None:
+            self._page_starts.append((self._next_page, offset))
+            self._next_page = None
+
     def _page_spans(self) -> tuple[PageSpan, ...]:
         """Let each page end where the next begins; pages without text have no span."""
         ends = [start for _, start in self._page_starts[1:]] + [self._length]
-        return tuple(PageSpan(number, start, end) for (number, start), end in zip(self._page_starts, ends, strict=False))
+        return tuple(
+            PageSpan(number, start, end) for (number, start), end in zip(self._page_starts, ends, strict=False)
+        )
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def _utf16_without_mark(data: bytes) -> str | None:

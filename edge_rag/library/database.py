@@ -4,6 +4,7 @@ Never open library.sqlite in another way while a connection is open in this proc
 SQLite's POSIX locks (https://sqlite.org/howtocorrupt.html, section 2.2).
 """
 
+import errno
 import os
 import shlex
 import sqlite3
@@ -35,39 +36,23 @@ def connect_reader(library: Path) -> sqlite3.Connection:
     """Open an existing database so that nothing can be written, also where the folder or the medium is read-only."""
     path = library / DATABASE_NAME
     with translated(library):
-        if os.access(path, os.W_OK) and os.access(library, os.W_OK):
-            db = _connect(str(path))
-        else:
-            # Without write access SQLite cannot keep the shared memory file that WAL needs. A file that nobody can
-            # write may be read without it; one with a WAL beside it may not, because what was committed last stands in
-            # there.
-            wal_holds_data = _size(Path(f"{path}-wal")) > 0
-            db = _connect(
-                path.absolute().as_uri() + ("?mode=ro" if wal_holds_data else "?mode=ro&immutable=1"), uri=True
-            )
-            if wal_holds_data:
-                try:
-                    db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                except sqlite3.OperationalError as error:
-                    db.close()
-                    raise LibraryError(
-                        f"{library}: read-only, and its last changes are not folded in ({path.name}-wal has data)",
-                        mend="run once where it can be written: " + command(library, "stats"),
-                    ) from error
+        db = _connect(str(path)) if _is_writable(library) else _connect_without_writing(library)
         db.execute("PRAGMA query_only = ON")
         db.execute("PRAGMA trusted_schema = OFF")  # not for writers: FTS5 in a trigger counts as unsafe
         return db
 
 
 def identity(library: Path) -> tuple[int, ...]:
-    """Return what changes when the open database is no longer the one on disk (replaced, or written beside a reader
-    that cannot take part in locking)."""
+    """Return what changes when the open database is no longer the one on disk.
+
+    It was replaced, or somebody else writes it while this reader, without write access, cannot take part in locking.
+    """
     path = library / DATABASE_NAME
     try:
         stat = path.stat()
     except OSError:
         return ()
-    if os.access(path, os.W_OK) and os.access(library, os.W_OK):
+    if _is_writable(library):
         return (stat.st_dev, stat.st_ino)
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, _size(Path(f"{path}-wal")))
 
@@ -99,13 +84,17 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def translated(library: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
+    """Turn the errors of SQLite and of the file system into ours."""
     try:
         yield
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
         raise  # misuse of the interface is a mistake in this code, not in the library
     except sqlite3.Error as error:
         raise _translate(library, error) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(library) from error
+        raise LibraryError(f"{library}: {error}", mend="check the disk and the permissions") from error
 
 
 def checked(library: Path, row: Sequence[Any], *kinds: type | tuple[type, ...]) -> Sequence[Any]:
@@ -127,6 +116,30 @@ def command(library: Path, rest: str) -> str:
     return f"{prefix} {rest}"
 
 
+def _is_writable(library: Path) -> bool:
+    return os.access(library / DATABASE_NAME, os.W_OK) and os.access(library, os.W_OK)
+
+
+def _connect_without_writing(library: Path) -> sqlite3.Connection:
+    """Open a database that this process cannot write.
+
+    SQLite then cannot keep the shared memory file that WAL needs. A file that nobody can write may be read without it,
+    but not if a WAL with data stands beside it: what was committed last is in there.
+    """
+    path = library / DATABASE_NAME
+    wal_has_data = _size(Path(f"{path}-wal")) > 0
+    try:
+        db = _connect(path.absolute().as_uri() + ("?mode=ro" if wal_has_data else "?mode=ro&immutable=1"), uri=True)
+    except sqlite3.OperationalError as error:
+        if not wal_has_data:
+            raise
+        raise LibraryError(
+            f"{library}: read-only, and its last changes are not folded in ({path.name}-wal has data)",
+            mend="run once where it can be written: " + command(library, "stats"),
+        ) from error
+    return db
+
+
 def _connect(target: str, *, uri: bool = False) -> sqlite3.Connection:
     db = sqlite3.connect(target, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri)
     try:
@@ -136,6 +149,7 @@ def _connect(target: str, *, uri: bool = False) -> sqlite3.Connection:
         # A power cut may take the last transactions back, and never breaks the file. publish() asks for more.
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA cache_size = -16384")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # until now nothing was read
     except BaseException:
         db.close()
         raise
@@ -146,7 +160,7 @@ def _translate(library: Path, error: sqlite3.Error) -> EdgeRagError:
     code = getattr(error, "sqlite_errorcode", None)  # absent where Python itself found the value undecodable
     primary = code & 0xFF if isinstance(code, int) else None
     if primary == sqlite3.SQLITE_FULL:
-        return LibraryError(f"{library}: the disk is full", mend="free some space, then run the same command again")
+        return _disk_full(library)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LibraryLocked(f"{library}: in use by another process", mend="wait until it has finished, then try again")
     if primary in _PERMISSION:
@@ -165,6 +179,10 @@ def _translate(library: Path, error: sqlite3.Error) -> EdgeRagError:
             f"this Python's SQLite has no full-text search ({error})", mend="use a Python from python.org"
         )
     return damaged(library, str(error))
+
+
+def _disk_full(library: Path) -> LibraryError:
+    return LibraryError(f"{library}: the disk is full", mend="free some space, then run the same command again")
 
 
 def _size(path: Path) -> int:

@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from edge_rag.documents import embedding_text
-from edge_rag.errors import EdgeRagError, LibraryError, ModelError
+from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, ModelError
 from edge_rag.interfaces import Embedder
 from edge_rag.library import generations, lock, schema, store
 from edge_rag.library.database import (
@@ -28,12 +27,12 @@ from edge_rag.library.database import (
     transaction,
     translated,
 )
-from edge_rag.library.ingest import BATCH_CHUNKS, recipe
 from edge_rag.library.reports import Finding
 from edge_rag.library.walk import absolute, printable
 from edge_rag.settings import Settings
 
 _MOST_NAMED = 5  # paths in one message
+_BATCH = 32  # texts embedded together
 
 
 def diagnose(
@@ -119,7 +118,7 @@ def _structural_findings(db: sqlite3.Connection, deep: bool, mend: str) -> Itera
 
 
 def _text_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str) -> Iterator[Finding]:
-    bad = _damaged_documents(db) if deep else _untiled_documents(db)
+    bad = _damaged_documents(library, db) if deep else _untiled_documents(db)
     if bad:
         yield Finding("error", f"the text of {len(bad)} documents is damaged: {_named(_paths(db, bad))}", mend)
     homeless = db.execute(
@@ -140,35 +139,25 @@ def _untiled_documents(db: sqlite3.Connection) -> list[int]:
     return [row[0] for row in rows]
 
 
-def _damaged_documents(db: sqlite3.Connection) -> list[int]:
-    """Return the documents of which not every chunk is what was stored."""
-    bad = []
-    for document_id, content_sha256, n_chars in db.execute(
-        "SELECT id, content_sha256, n_chars FROM documents"
-    ).fetchall():
-        if not _document_is_whole(db, document_id, content_sha256, n_chars):
-            bad.append(document_id)
-    return bad
+def _damaged_documents(library: Path, db: sqlite3.Connection) -> list[int]:
+    """Return the documents of which not every row is what was stored."""
+    ids = [row[0] for row in db.execute("SELECT id FROM documents ORDER BY id")]
+    return [document_id for document_id in ids if not _document_is_whole(library, db, document_id)]
 
 
-def _document_is_whole(db: sqlite3.Connection, document_id: int, content_sha256: object, n_chars: object) -> bool:
+def _document_is_whole(library: Path, db: sqlite3.Connection, document_id: int) -> bool:
     try:
-        position = 0
-        rows = db.execute(
-            'SELECT ordinal, start, "end", page, digest, heading, text FROM chunks'
-            " WHERE document_id = ? ORDER BY ordinal",
-            (document_id,),
-        )
-        for number, (ordinal, start, end, page, digest, heading, text) in enumerate(rows):
-            if not (isinstance(content_sha256, bytes) and isinstance(heading, str) and isinstance(text, str)):
-                return False
-            if (ordinal, start, end) != (number, position, position + len(text)):
-                return False
-            if digest != store.chunk_digest(content_sha256, start, end, page, heading, text):
-                return False
-            position = end
-        return position == n_chars
-    except sqlite3.Error:
+        row = db.execute(f"SELECT {store.DOCUMENT_COLUMNS} FROM documents d WHERE d.id = ?", (document_id,)).fetchone()
+        *_, n_chars = store.check_document(library, row)
+        for path, digest in db.execute("SELECT path, digest FROM sources WHERE document_id = ?", (document_id,)):
+            store.check_source(library, row[0], path, digest)
+        ids = [row[0] for row in db.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,))]
+        store.passages(db, library, dict.fromkeys(ids, 0.0))
+        ordinals = db.execute(
+            "SELECT count(*), coalesce(max(ordinal) + 1, 0) FROM chunks WHERE document_id = ?", (document_id,)
+        ).fetchone()
+        return ordinals[0] == ordinals[1] and len(store.document_text(db, library, document_id)) == n_chars
+    except (sqlite3.Error, IntegrityError):
         return False
 
 
@@ -179,7 +168,7 @@ def _vector_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: st
 
 
 def _chunks_without_good_vector(db: sqlite3.Connection, deep: bool) -> list[int]:
-    dim = int(schema.get_meta(db, "dim") or 0)
+    dim = schema.get_int(db, "dim")
     size = dim * store.VECTOR_TYPE.itemsize
     if not deep:
         rows = db.execute(
@@ -236,6 +225,9 @@ def _generation_findings(library: Path, db: sqlite3.Connection, deep: bool, mend
 
 def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str, models: _Models) -> Iterator[Finding]:
     name, fingerprint = schema.get_meta(db, "embedder_name"), schema.get_meta(db, "embedder_fingerprint")
+    if not name or not schema.get_int(db, "chunk_tokens"):
+        yield Finding("error", "the library does not say how it was made", mend)
+        return
     if deep and fingerprint:
         try:
             embedder = models.open(name)
@@ -250,7 +242,9 @@ def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str
                 yield Finding(
                     "error", f"the vectors are of another embedder than {embedder.name} as it is installed here", mend
                 )
-    tokens = int(schema.get_meta(db, "chunk_tokens") or 0)
+    from edge_rag.library.ingest import recipe
+
+    tokens = schema.get_int(db, "chunk_tokens")
     old = db.execute("SELECT count(*) FROM documents WHERE recipe != ?", (recipe(tokens),)).fetchone()[0]
     if old:
         again = command(library, "add PATH...")
@@ -342,7 +336,7 @@ def _is_broken(library: Path) -> bool:
 
 
 def _drop_damaged(library: Path, db: sqlite3.Connection) -> list[Finding]:
-    bad = _damaged_documents(db)
+    bad = _damaged_documents(library, db)
     bad += [row[0] for row in db.execute("SELECT id FROM documents WHERE id NOT IN (SELECT document_id FROM sources)")]
     if not bad:
         return []
@@ -359,6 +353,8 @@ def _drop_damaged(library: Path, db: sqlite3.Connection) -> list[Finding]:
 
 def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list[Finding]:
     """Give every chunk that has no good vector of the installed embedder one."""
+    from edge_rag.documents import embedding_text
+
     name, fingerprint = schema.get_meta(db, "embedder_name"), schema.get_meta(db, "embedder_fingerprint")
     everything = [row[0] for row in db.execute("SELECT id FROM chunks ORDER BY id")]
     bad = _chunks_without_good_vector(db, deep=True) if fingerprint else everything
@@ -375,8 +371,8 @@ def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list
     if not bad:
         return []
     # The fingerprint goes last: cut short, the next repair sees the old one and starts again.
-    for start in range(0, len(bad), BATCH_CHUNKS):
-        batch = bad[start : start + BATCH_CHUNKS]
+    for start in range(0, len(bad), _BATCH):
+        batch = bad[start : start + _BATCH]
         texts = []
         for chunk_id in batch:
             heading, text = db.execute("SELECT heading, text FROM chunks WHERE id = ?", (chunk_id,)).fetchone()
@@ -403,7 +399,7 @@ def _salvage(library: Path, models: _Models) -> list[Finding]:
     with closing(connect_writer(library)) as db, translated(library):
         schema.migrate(db, library)
         with _opened_for_salvage(old_path) as old:
-            n_kept = _copy_readable(old, db) if old is not None else 0
+            n_kept = _copy_readable(library, old, db) if old is not None else 0
             if old is not None:
                 paths |= {path for (path,) in _rows(old, "SELECT path FROM sources", ()) if isinstance(path, str)}
         lost = sorted(paths - {row[0] for row in db.execute("SELECT path FROM sources")})
@@ -423,7 +419,7 @@ def _opened_for_salvage(path: Path) -> Iterator[sqlite3.Connection | None]:
         yield db
 
 
-def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
+def _copy_readable(library: Path, old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     for key, value in _rows(old, "SELECT key, value FROM meta WHERE key != 'library_id'", ()):
         if key in ("embedder_name", "embedder_fingerprint", "dim", "chunk_tokens") and isinstance(value, str):
             new.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -434,7 +430,7 @@ def _copy_readable(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     while (last := _next_document(old, last)) > 0:
         with transaction(new):
             new.execute("SAVEPOINT document")
-            if _copy_document(old, new, last):
+            if _copy_document(library, old, new, last):
                 n_kept += 1
             else:
                 new.execute("ROLLBACK TO document")
@@ -451,14 +447,14 @@ def _next_document(old: sqlite3.Connection, after: int) -> int:
     return 0
 
 
-def _copy_document(old: sqlite3.Connection, new: sqlite3.Connection, document_id: int) -> bool:
+def _copy_document(library: Path, old: sqlite3.Connection, new: sqlite3.Connection, document_id: int) -> bool:
     tables = (
         (
             "documents",
             "id",
-            "id, content_sha256, media_type, title, metadata, date, n_chars, warnings, recipe, added_at",
+            "id, content_sha256, media_type, title, metadata, date, n_chars, warnings, recipe, added_at, digest",
         ),
-        ("sources", "document_id", "path, document_id, size, mtime_ns, read_ns, root, added_at"),
+        ("sources", "document_id", "path, document_id, size, mtime_ns, read_ns, root, added_at, digest"),
         ("chunks", "document_id", 'id, document_id, ordinal, start, "end", page, digest, embed_key, heading, text'),
     )
     for table, key, columns in tables:
@@ -466,9 +462,8 @@ def _copy_document(old: sqlite3.Connection, new: sqlite3.Connection, document_id
             marks = ", ".join("?" * len(row))
             if not _try_insert(new, f"INSERT INTO {table} ({columns}) VALUES ({marks})", row):
                 return False
-    document = new.execute("SELECT content_sha256, n_chars FROM documents WHERE id = ?", (document_id,)).fetchone()
     has_source = new.execute("SELECT count(*) FROM sources WHERE document_id = ?", (document_id,)).fetchone()[0]
-    if document is None or not has_source or not _document_is_whole(new, document_id, *document):
+    if not has_source or not _document_is_whole(library, new, document_id):
         return False
     # a vector that cannot be read is made anew later
     for (chunk_id,) in new.execute("SELECT id FROM chunks WHERE document_id = ?", (document_id,)).fetchall():

@@ -46,8 +46,14 @@ class Filters:
             choices = []
             for pattern in self.paths:
                 glob = _path_glob(pattern)
-                choices.append(f"{path} = ? OR {path} GLOB ? OR {path} GLOB ?")
-                parameters += [glob, glob, glob.rstrip("/") + "/*"]
+                # the last choice is the path as it stands, for a file called "a[1].txt"
+                if glob.startswith("*/"):
+                    choices.append(f"{path} GLOB ? OR {path} GLOB ? OR substr({path}, -length(?)) = ?")
+                    literal = [glob[1:], glob[1:]]
+                else:
+                    choices.append(f"{path} GLOB ? OR {path} GLOB ? OR {path} = ?")
+                    literal = [glob]
+                parameters += [glob, glob.rstrip("/") + "/*", *literal]
             conditions.append(f"({' OR '.join(choices)})")
         if self.types:
             choices = []

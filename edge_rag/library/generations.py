@@ -121,7 +121,7 @@ def publish(db: sqlite3.Connection, library: Path) -> None:
     last = max(
         [current_number(library), *_numbers(library), *(row[0] for row in db.execute("SELECT number FROM generations"))]
     )
-    dim = int(schema.get_meta(db, "dim") or 0)
+    dim = schema.get_int(db, "dim")
     count, max_chunk_id = db.execute("SELECT count(*), max(chunk_id) FROM vectors").fetchone()
     if not count:
         with transaction(db):

@@ -1,8 +1,9 @@
 """Files become documents: read, split, embed, store.
 
 Chunks are embedded together across files, sorted by length, because that is fast. Each file is still a transaction
-of its own, committed as soon as its last vector is there. So a kill loses at most the batch in hand, WINDOW_CHUNKS
-texts or one long file; what is committed is not looked at again.
+of its own, committed as soon as its last vector is there, and the vectors of files that are not complete are kept too.
+So a kill costs the embedding of at most BATCH_CHUNKS texts, even in the middle of a long book; files that were read and
+not complete are read again.
 """
 
 import hashlib
@@ -216,9 +217,14 @@ class Ingest:
             self.tally.n_embedded += len(batch)
             done = {key: store.vector_blob(vector) for key, vector in zip(batch, vectors, strict=True)}
             self._vectors |= done
+            if start + BATCH_CHUNKS < len(waiting):
+                with transaction(self._db):
+                    store.put_spare_vectors(self._db, done)
             for pending in self._pending.values():
                 pending.missing -= done.keys()
             self._store_complete()
+        with transaction(self._db):
+            store.drop_spare_vectors(self._db)
         self._vectors.clear()
         self._texts.clear()
 

@@ -7,16 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_rag.errors import IntegrityError, LibraryError, LibraryLocked, UsageError
 from edge_rag.interfaces import Embedder, Passage, Progress
-from edge_rag.library import generations, schema, search, store, sync
+from edge_rag.library import generations, schema, search, store
 from edge_rag.library.database import (
     DATABASE_NAME,
+    checked,
     command,
     connect_reader,
     connect_writer,
@@ -27,7 +28,6 @@ from edge_rag.library.database import (
     translated,
 )
 from edge_rag.library.filters import Filters
-from edge_rag.library.ingest import Ingest, recipe
 from edge_rag.library.lock import LOCK_NAME, writer_lock
 from edge_rag.library.reports import (
     CompactReport,
@@ -41,6 +41,9 @@ from edge_rag.library.reports import (
 from edge_rag.library.walk import Found, absolute, is_under, walk
 from edge_rag.settings import Settings
 
+if TYPE_CHECKING:
+    from edge_rag.library.ingest import Ingest  # loads the readers of all formats, which a search does not need
+
 EVERYTHING = Filters()
 
 # Library.list hides the built-in name inside the class.
@@ -48,6 +51,7 @@ Findings = list[Finding]
 Infos = list[DocumentInfo]
 Passages = list[Passage]
 Paths = list[str]
+Files = list[tuple[str, int]]
 
 
 class Library:
@@ -128,6 +132,9 @@ class Library:
 
     def sync(self, folder: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> SyncReport:
         """Make the library agree with a folder; nothing that came from elsewhere is touched."""
+        from edge_rag.library import sync
+        from edge_rag.library.ingest import recipe
+
         root = absolute(folder)
         if dry_run:
             with self._reading() as db:
@@ -143,24 +150,24 @@ class Library:
         They are out of every search at once. `compact` erases their bytes from the disk.
         """
         with self._writing("remove") as db:
-            paths = self._paths_of(db, target)
+            files = self._files_of(db, target)
             with transaction(db):
-                for path in paths:
-                    owner = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()
+                for path, document_id in files:
                     db.execute("DELETE FROM sources WHERE path = ?", (path,))
-                    store.drop_unused_document(db, owner[0])
+                    store.drop_unused_document(db, document_id)
             self._publish_if_due(db, None)
-            return paths
+            return [path for path, _ in files]
 
     def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
         disk."""
-        bytes_before = _folder_bytes(self.path)
+        bytes_before = _bytes_of(self.path.rglob("*"))
         with self._writing("compact") as db:
             if progress:
                 progress("compact", 0, 0, "")
             # FTS5 forgets a deleted text's words only when it is built anew.
             db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")
+            store.drop_spare_vectors(db)
             generations.publish(db, self.path)
             db.execute("VACUUM")
             with self._lock:
@@ -171,7 +178,7 @@ class Library:
                     f"{self.path}: compacted, but a reading process keeps the log, where deleted text may stand",
                     mend="close it and compact again",
                 )
-        return CompactReport(bytes_before, _folder_bytes(self.path))
+        return CompactReport(bytes_before, _bytes_of(self.path.rglob("*")))
 
     # --- looking ---
 
@@ -182,9 +189,11 @@ class Library:
     def show(self, target: int | str | Path) -> DocumentView:
         """Return a document by its id or by the path of one of its files."""
         with self._reading() as db:
-            path = self._paths_of(db, target)[0]
-            document_id = db.execute("SELECT document_id FROM sources WHERE path = ?", (path,)).fetchone()[0]
-            info = store.document_infos(db, self.path, EVERYTHING, document_id)[0]
+            _, document_id = self._files_of(db, target)[0]
+            infos = store.document_infos(db, self.path, EVERYTHING, document_id)
+            if not infos:
+                raise damaged(self.path, f"document {document_id} is missing")
+            info = infos[0]
             ids = [
                 row[0] for row in db.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY ordinal", (info.id,))
             ]
@@ -218,11 +227,11 @@ class Library:
                 media_types=dict(
                     Counter(row[0] for row in db.execute("SELECT media_type FROM documents")).most_common()
                 ),
-                database_bytes=sum(f.stat().st_size for f in self.path.glob(DATABASE_NAME + "*")),
-                index_bytes=_folder_bytes(self.path / generations.INDEX_FOLDER),
+                database_bytes=_bytes_of(self.path.glob(DATABASE_NAME + "*")),
+                index_bytes=_bytes_of((self.path / generations.INDEX_FOLDER).rglob("*")),
                 embedder=schema.get_meta(db, "embedder_name"),
                 embedder_fingerprint=schema.get_meta(db, "embedder_fingerprint"),
-                dim=int(schema.get_meta(db, "dim") or 0),
+                dim=schema.get_int(db, "dim"),
                 chunk_tokens=self._chunk_tokens(db),
                 generation=number if manifest else 0,
                 n_indexed=manifest.count if manifest else 0,
@@ -249,14 +258,16 @@ class Library:
         if isinstance(question, str):
             with self._reading() as db:
                 if not schema.get_meta(db, "embedder_fingerprint"):
-                    return []  # nothing was ever embedded
+                    return []
             vector = self.embedder.embed([question])[0]
         else:
             vector = np.asarray(question, dtype=np.float32).reshape(-1)
         with self._reading() as db:
-            dim = int(schema.get_meta(db, "dim") or 0)
+            dim = schema.get_int(db, "dim")
             if dim == 0:
-                return []
+                if schema.get_meta(db, "embedder_fingerprint"):
+                    raise damaged(self.path, "it does not say how long its vectors are")
+                return []  # nothing was ever embedded
             if len(vector) != dim or not np.isfinite(vector).all():
                 raise UsageError(f"a vector of {dim} finite numbers is needed", mend="use the library's embedder")
             found = search.dense(db, self.path, self._current_generation(db), vector, k, filters or EVERYTHING)
@@ -381,7 +392,9 @@ class Library:
             self._generation.index.close()
             self._generation = None
 
-    def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> Ingest:
+    def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> "Ingest":
+        from edge_rag.library.ingest import Ingest
+
         def embedder() -> Embedder:
             model = self.embedder
             if not schema.get_meta(db, "embedder_fingerprint"):
@@ -394,10 +407,10 @@ class Library:
         )
 
     def _chunk_tokens(self, db: sqlite3.Connection) -> int:
-        text = schema.get_meta(db, "chunk_tokens")
-        if not text.isdecimal():
+        tokens = schema.get_int(db, "chunk_tokens")
+        if not tokens:
             raise damaged(self.path, "it does not say how it was made")
-        return int(text)
+        return tokens
 
     def _publish_if_due(self, db: sqlite3.Connection, progress: Progress | None) -> None:
         if generations.is_due(db, self.path):
@@ -416,23 +429,24 @@ class Library:
             return None
         return self._generation
 
-    def _paths_of(self, db: sqlite3.Connection, target: int | str | Path) -> Paths:
-        """Return the files that an id, a path or a folder stands for: at least one."""
+    def _files_of(self, db: sqlite3.Connection, target: int | str | Path) -> Files:
+        """Return path and document of the files that an id, a path or a folder stands for: at least one."""
+        files: Files = []
         if isinstance(target, int) or (isinstance(target, str) and target.isdecimal()):
-            rows = db.execute(
-                "SELECT path FROM sources WHERE document_id = ? ORDER BY added_at, path", (int(target),)
+            files = db.execute(
+                "SELECT path, document_id FROM sources WHERE document_id = ? ORDER BY added_at, path", (int(target),)
             ).fetchall()
-            paths = [row[0] for row in rows]
         else:
-            everything = [row[0] for row in db.execute("SELECT path FROM sources ORDER BY path")]
+            rows = db.execute("SELECT path, document_id FROM sources ORDER BY path").fetchall()
+            everything = [(path, owner) for path, owner in (checked(self.path, row, str, int) for row in rows)]
             # as it stands first: in a library that came from another machine no path exists here
             for wanted in (str(target), absolute(target)):
-                paths = [path for path in everything if is_under(path, wanted)] if wanted else []
-                if paths:
+                files = [row for row in everything if wanted and is_under(row[0], wanted)]
+                if files:
                     break
-        if not paths:
+        if not files:
             raise LibraryError(f"{target}: not in the library", mend="see what is there: " + command(self.path, "list"))
-        return paths
+        return files
 
 
 def list_libraries(folder: Path) -> list[str]:
@@ -475,9 +489,9 @@ def _refuse_foreign_folder(path: Path) -> None:
         )
 
 
-def _folder_bytes(path: Path) -> int:
+def _bytes_of(files: Iterable[Path]) -> int:
     total = 0
-    for file in path.rglob("*"):
+    for file in files:
         try:
             total += file.stat().st_size if file.is_file() else 0
         except OSError:

@@ -7,7 +7,7 @@ one name.
 
 import json
 import os
-import socket
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def is_locked(library: Path) -> bool:
 
 def _holder_now(command: str) -> dict[str, object]:
     since = time.strftime("%Y-%m-%d %H:%M")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command, "since": since}
+    return {"pid": os.getpid(), "host": platform.node(), "command": command, "since": since}
 
 
 def _write_text(file: IO[bytes], text: str) -> None:

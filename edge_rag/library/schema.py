@@ -28,6 +28,7 @@ CREATE TABLE documents (
     warnings TEXT NOT NULL,             -- JSON array of texts
     recipe TEXT NOT NULL,               -- versions of reader and chunker, and the chunk size
     added_at TEXT NOT NULL,             -- UTC, ISO 8601
+    digest BLOB NOT NULL,               -- store.record_digest of what is shown to users
     UNIQUE (content_sha256, media_type)
 );
 
@@ -38,7 +39,8 @@ CREATE TABLE sources (
     mtime_ns INTEGER NOT NULL,
     read_ns INTEGER NOT NULL,           -- when it was read: a file changed in the same instant looks unchanged
     root TEXT NOT NULL,                 -- the path that the user gave
-    added_at TEXT NOT NULL
+    added_at TEXT NOT NULL,
+    digest BLOB NOT NULL                -- store.record_digest of the path
 );
 CREATE INDEX sources_by_document ON sources (document_id);
 
@@ -63,6 +65,9 @@ CREATE TABLE vectors (
     vector BLOB NOT NULL,               -- dim float16, little-endian
     crc32 INTEGER NOT NULL
 );
+
+-- Vectors of files that are not complete yet, so that a kill does not cost them; empty between commands.
+CREATE TABLE spare_vectors (embed_key BLOB PRIMARY KEY, vector BLOB NOT NULL, crc32 INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE VIRTUAL TABLE chunk_fts USING fts5 (
     heading, text, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2'
@@ -150,6 +155,12 @@ def objects(db: sqlite3.Connection) -> dict[str, str]:
 def get_meta(db: sqlite3.Connection, key: str) -> str:
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return str(row[0]) if row else ""
+
+
+def get_int(db: sqlite3.Connection, key: str) -> int:
+    """Return a number, 0 if it is not there or unreadable."""
+    text = get_meta(db, key)
+    return int(text) if text.isdecimal() else 0
 
 
 def set_meta(db: sqlite3.Connection, **values: str | int) -> None:

@@ -47,6 +47,11 @@ def chunk_digest(content_sha256: bytes, start: int, end: int, page: int | None, 
     return digest.digest()
 
 
+def record_digest(content_sha256: bytes, *values: object) -> bytes:
+    """Return what proves that a row belongs to this content and says what it said."""
+    return hashlib.blake2b(content_sha256 + json.dumps(values).encode(), digest_size=16).digest()
+
+
 def embed_key(embedded_text: str, fingerprint: str) -> bytes:
     return hashlib.blake2b(embedded_text.encode(), key=fingerprint.encode()[:64], digest_size=16).digest()
 
@@ -69,11 +74,14 @@ def sources(db: sqlite3.Connection) -> dict[str, Source]:
 def put_source(db: sqlite3.Connection, found: Found, document_id: int) -> None:
     """Say that this file has this document's content now; a document that no file has any more goes."""
     row = db.execute("SELECT document_id FROM sources WHERE path = ?", (found.path,)).fetchone()
+    content_sha256 = db.execute("SELECT content_sha256 FROM documents WHERE id = ?", (document_id,)).fetchone()[0]
+    digest = record_digest(content_sha256, found.path)
     db.execute(
-        "INSERT INTO sources (path, document_id, size, mtime_ns, read_ns, root, added_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO sources (path, document_id, size, mtime_ns, read_ns, root, added_at, digest)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (path) DO UPDATE SET document_id = excluded.document_id, size = excluded.size,"
-        " mtime_ns = excluded.mtime_ns, read_ns = excluded.read_ns, root = excluded.root",
-        (found.path, document_id, found.size, found.mtime_ns, time.time_ns(), found.root, now()),
+        " mtime_ns = excluded.mtime_ns, read_ns = excluded.read_ns, root = excluded.root, digest = excluded.digest",
+        (found.path, document_id, found.size, found.mtime_ns, time.time_ns(), found.root, now(), digest),
     )
     db.execute("DELETE FROM problems WHERE path = ?", (found.path,))
     if row is not None and row[0] != document_id:
@@ -113,25 +121,25 @@ def put_document(
     vectors: Mapping[bytes, bytes],
 ) -> int:
     """Store a document with its chunks and their vectors, in place of one with the same content. Return its id."""
-    metadata = dict(document.metadata)
-    values = (
-        document.title, json.dumps(metadata, ensure_ascii=False), metadata.get("date") or None, len(document.text),
-        json.dumps(list(document.warnings), ensure_ascii=False), recipe,
-    )  # fmt: skip
+    metadata = json.dumps(dict(document.metadata), ensure_ascii=False)
+    warnings = json.dumps(list(document.warnings), ensure_ascii=False)
+    date = document.metadata.get("date") or None
+    shown = (document.title, metadata, date, len(document.text), warnings)
+    values = (*shown, recipe, record_digest(content_sha256, media_type, *shown))
     known = find_document(db, content_sha256, media_type)
     if known is None:
         document_id = db.execute(
             "INSERT INTO documents"
-            " (title, metadata, date, n_chars, warnings, recipe, content_sha256, media_type, added_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (title, metadata, date, n_chars, warnings, recipe, digest, content_sha256, media_type, added_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*values, content_sha256, media_type, now()),
         ).lastrowid
     else:
         document_id = known[0]
         db.execute("DELETE FROM chunks WHERE document_id = ?", (document_id,))
         db.execute(
-            "UPDATE documents SET title = ?, metadata = ?, date = ?, n_chars = ?, warnings = ?, recipe = ?"
-            " WHERE id = ?",
+            "UPDATE documents SET title = ?, metadata = ?, date = ?, n_chars = ?, warnings = ?, recipe = ?,"
+            " digest = ? WHERE id = ?",
             (*values, document_id),
         )
     assert document_id is not None
@@ -153,37 +161,48 @@ def document_infos(
 ) -> list[DocumentInfo]:
     where, parameters = filters.where()
     rows = db.execute(
-        "SELECT d.id, d.title, d.media_type, d.metadata, d.n_chars, d.warnings, d.added_at,"
-        " (SELECT count(*) FROM chunks c WHERE c.document_id = d.id)"
+        f"SELECT d.id, {DOCUMENT_COLUMNS}, d.added_at, (SELECT count(*) FROM chunks c WHERE c.document_id = d.id)"
         f" FROM documents d WHERE d.id IN (SELECT s.document_id FROM {_JOINED} WHERE {where})"
         " AND (? IS NULL OR d.id = ?) ORDER BY d.id",
         (*parameters, document_id, document_id),
     ).fetchall()
+    only = "" if document_id is None else f" WHERE d.id = {int(document_id)}"
     paths: dict[int, list[str]] = {}
-    only = "" if document_id is None else f" WHERE document_id = {int(document_id)}"
-    for owner, path in db.execute(f"SELECT document_id, path FROM sources{only} ORDER BY added_at, path"):
+    for owner, content_sha256, path, digest in db.execute(
+        f"SELECT d.id, d.content_sha256, s.path, s.digest FROM {_JOINED}{only} ORDER BY s.added_at, s.path"
+    ):
+        check_source(library, content_sha256, path, digest)
         paths.setdefault(owner, []).append(path)
     return [_info(library, row, tuple(paths.get(row[0], ()))) for row in rows]
 
 
 def _info(library: Path, row: Sequence[object], paths: tuple[str, ...]) -> DocumentInfo:
-    id_, title, media_type, metadata, n_chars, warnings, added_at, n_chunks = checked(
-        library, row, int, str, str, str, int, str, str, int
+    title, media_type, metadata, warnings, n_chars = check_document(library, row[1:-2])
+    id_, added_at, n_chunks = checked(library, (row[0], *row[-2:]), int, str, int)
+    return DocumentInfo(
+        id_, paths, title, media_type, json.loads(metadata), n_chars, n_chunks, tuple(json.loads(warnings)), added_at
     )
-    try:
-        return DocumentInfo(
-            id_,
-            paths,
-            title,
-            media_type,
-            dict(json.loads(metadata)),
-            n_chars,
-            n_chunks,
-            tuple(json.loads(warnings)),
-            added_at,
-        )
-    except (ValueError, TypeError) as error:
-        raise damaged(library, f"document {id_} has unreadable metadata") from error
+
+
+# What is shown of a document, and its proof, on `documents d`
+DOCUMENT_COLUMNS = "d.content_sha256, d.media_type, d.title, d.metadata, d.date, d.n_chars, d.warnings, d.digest"
+
+
+def check_document(library: Path, row: Sequence[object]) -> tuple[str, str, str, str, int]:
+    """Return title, media type, metadata, warnings and length from DOCUMENT_COLUMNS if they are what was stored."""
+    content_sha256, media_type, title, metadata, date, n_chars, warnings, digest = checked(
+        library, row, bytes, str, str, str, (str, type(None)), int, str, bytes
+    )
+    if digest != record_digest(content_sha256, media_type, title, metadata, date, n_chars, warnings):
+        raise damaged(library, f"what is known of the document {title[:80]!r} is not what was stored")
+    return title, media_type, metadata, warnings, n_chars
+
+
+def check_source(library: Path, content_sha256: object, path: object, digest: object) -> None:
+    checked(library, (content_sha256, path, digest), bytes, str, bytes)
+    assert isinstance(content_sha256, bytes)
+    if digest != record_digest(content_sha256, path):
+        raise damaged(library, f"the path {path!r} is not what was stored")
 
 
 # --- passages ---
@@ -194,13 +213,13 @@ _JOINED = "sources s JOIN documents d ON d.id = s.document_id"
 def passages(
     db: sqlite3.Connection, library: Path, scores: Mapping[int, float], filters: Filters | None = None
 ) -> list[Passage]:
-    """Return the chunks with these ids, in this order, each proved to be what was stored. Ids that are gone are left
-    out."""
+    """Return these chunks, in this order, each proved to be what was stored; those that are gone are left out."""
     where, parameters = (filters or Filters()).where()
     rows = db.execute(
-        'SELECT c.id, c.document_id, c.start, c."end", c.page, c.digest, c.heading, c.text, d.content_sha256, d.title,'
-        f" (SELECT s.path FROM sources s WHERE s.document_id = d.id AND {where} ORDER BY s.added_at, s.path LIMIT 1)"
-        " FROM chunks c JOIN documents d ON d.id = c.document_id WHERE c.id IN (SELECT value FROM json_each(?))",
+        'SELECT c.id, c.document_id, c.start, c."end", c.page, c.digest, c.heading, c.text, f.path, f.digest,'
+        f" {DOCUMENT_COLUMNS} FROM chunks c JOIN documents d ON d.id = c.document_id JOIN sources f ON f.rowid ="
+        f" (SELECT s.rowid FROM sources s WHERE s.document_id = d.id AND {where} ORDER BY s.added_at, s.path LIMIT 1)"
+        " WHERE c.id IN (SELECT value FROM json_each(?))",
         (*parameters, json.dumps(list(scores))),
     )
     found = {row[0]: _passage(library, row, scores) for row in rows}
@@ -208,15 +227,16 @@ def passages(
 
 
 def _passage(library: Path, row: Sequence[object], scores: Mapping[int, float]) -> Passage:
-    chunk_id, document_id, start, end, page, digest, heading, text, content_sha256, title, path = checked(
-        library, row, int, int, int, int, (int, type(None)), bytes, str, str, bytes, str, str
+    chunk_id, document_id, start, end, page, digest, heading, text, path, path_digest, content_sha256 = checked(
+        library, row[:11], int, int, int, int, (int, type(None)), bytes, str, str, str, bytes, bytes
     )
     if digest != chunk_digest(content_sha256, start, end, page, heading, text) or len(text) != end - start:
         raise damaged(library, f"a passage of {path} is not what was stored")
+    check_source(library, content_sha256, path, path_digest)
+    title, *_ = check_document(library, row[10:])
     kept = text.rstrip()
-    return Passage(
-        chunk_id, document_id, path, title, heading, page, start, start + len(kept), kept, scores.get(chunk_id, 0.0)
-    )
+    score = scores.get(chunk_id, 0.0)
+    return Passage(chunk_id, document_id, path, title, heading, page, start, start + len(kept), kept, score)
 
 
 def document_text(db: sqlite3.Connection, library: Path, document_id: int) -> str:
@@ -237,13 +257,23 @@ def put_vector(db: sqlite3.Connection, chunk_id: int, vector: bytes) -> None:
     db.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (chunk_id, vector, zlib.crc32(vector)))
 
 
+def put_spare_vectors(db: sqlite3.Connection, vectors: Mapping[bytes, bytes]) -> None:
+    rows = [(key, vector, zlib.crc32(vector)) for key, vector in vectors.items()]
+    db.executemany("INSERT OR REPLACE INTO spare_vectors VALUES (?, ?, ?)", rows)
+
+
+def drop_spare_vectors(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM spare_vectors")
+
+
 def known_vectors(db: sqlite3.Connection, keys: Iterable[bytes], dim: int) -> dict[bytes, bytes]:
     """Return the vectors that the library already has for texts with these keys."""
     found: dict[bytes, bytes] = {}
     for key in set(keys):
         row = db.execute(
-            "SELECT v.vector, v.crc32 FROM chunks c JOIN vectors v ON v.chunk_id = c.id WHERE c.embed_key = ? LIMIT 1",
-            (key,),
+            "SELECT v.vector, v.crc32 FROM chunks c JOIN vectors v ON v.chunk_id = c.id WHERE c.embed_key = ?"
+            " UNION ALL SELECT vector, crc32 FROM spare_vectors WHERE embed_key = ? LIMIT 1",
+            (key, key),
         ).fetchone()
         if row is not None and vector_is_whole(row[0], row[1], dim):
             found[key] = row[0]

