@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from edge_rag.interfaces import Embedder, Progress
 from edge_rag.settings import Settings
 
 CHUNKS_PER_FILE = 10
-TOKENS_OF_A_PART = 170  # leaves room for what a copy adds, so that a part becomes one chunk again
+TOKENS_PER_CHUNK = 165  # on average, after chunking: a budget of 200 is not filled to the last
+TOKENS_PER_PART = 100  # pieces that files are made of, each told apart from its copies
 SAMPLE = 128  # chunks that the real embedder is timed with
 ABSORB_ROUNDS = 5
 
@@ -226,20 +227,22 @@ def _change_a_file(place: Place) -> None:
 
 
 def _write_texts(place: Place, docs: Path | None, embedder: Embedder) -> None:
-    """Write files of ten parts each, copies of the real documents with a difference in every part."""
-    parts = list[str]()
+    """Write files of about ten chunks each: the real documents over and over, with a difference in every part."""
+    parts = list[tuple[str, int]]()
     with documents_in(docs) as files:
         for file in files:
             with suppress(DocumentError):
-                parts += chunk_texts(file, embedder.count_tokens, TOKENS_OF_A_PART)
+                texts = chunk_texts(file, embedder.count_tokens, TOKENS_PER_PART)
+                parts += [(text, embedder.count_tokens(text)) for text in texts]
+    copies = (f"Copy {copy}. {text}" for copy in count(1) for text, _ in parts)
+    sizes = cycle(tokens for _, tokens in parts)
     unfinished = place.texts.with_suffix(".new")
-    n_files = max(1, round(place.rows / CHUNKS_PER_FILE))
-    copies = ((copy, part) for copy in count(1) for part in parts)
-    for number in range(n_files):
-        text = "\n\n".join(
-            f"Copy {copy}. {part}" for _, (copy, part) in zip(range(CHUNKS_PER_FILE), copies, strict=False)
-        )
+    for number in range(max(1, round(place.rows / CHUNKS_PER_FILE))):
+        lines, tokens = list[str](), 0
+        while tokens < CHUNKS_PER_FILE * TOKENS_PER_CHUNK:
+            lines.append(next(copies))
+            tokens += next(sizes)
         file = unfinished / f"{number // 1000:03}" / f"{number:06}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n", encoding="utf-8")
+        file.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     unfinished.replace(place.texts)

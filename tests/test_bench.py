@@ -1,0 +1,134 @@
+"""The benchmarks really run, small; what they measure is not judged here."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edge_rag.answering import evidence
+from edge_rag.cli import app
+from edge_rag.errors import UsageError
+from edge_rag.evaluation import abstention, abstention_report, figures, speed_ask, speed_ingest, speed_search
+from edge_rag.library import Library
+from edge_rag.settings import Settings
+from edge_rag.testing import HashEmbedder
+
+SAMPLES = Path(__file__).parent / "samples"
+DOCS, QUESTIONS = SAMPLES / "lighthouse", SAMPLES / "questions.jsonl"
+
+
+def values(report: figures.Report) -> dict[str, float]:
+    return {figure.name: figure.value for figure in report.figures}
+
+
+def test_ingest_measures_library_and_embedder_and_names_the_absent_peers() -> None:
+    report = speed_ingest.measure(
+        DOCS, chunks=4, rounds=2, fp32=None, hf_folder=None, threads=1, command="edge-rag bench ingest"
+    )
+    found = values(report)
+    assert found[speed_ingest.INGEST] > 0
+    assert found[speed_ingest.EMBED] > 0
+    assert all(figure.n == 2 for figure in report.figures)
+    assert any(speed_ingest.FP32 in note and "--fp32" in note for note in report.notes)
+
+
+def test_ingest_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not there"):
+        speed_ingest.measure(DOCS, chunks=4, rounds=1, fp32=tmp_path / "no.onnx", hf_folder=None, threads=1, command="")
+
+
+def test_search_builds_once_and_absorbs_a_change(tmp_path: Path) -> None:
+    questions = speed_search.questions_of(str(QUESTIONS), 1)
+    report = speed_search.measure(tmp_path, questions, rows=60, docs=DOCS, command="edge-rag bench search")
+    found = values(report)
+    assert {"cold `edge-rag search`", "cold `edge-rag --help`", "... of the full build"} <= found.keys()
+    place = speed_search.Place(tmp_path, 60)
+    with Library.open(place.library) as library:
+        assert library.stats().n_documents == 6
+        assert "This was changed" in "".join(library.show(d.id).text for d in library.list())
+    before = place.built.read_text()
+    speed_search.build(place, DOCS, None)
+    assert place.built.read_text() == before
+
+
+def test_search_goes_on_with_a_build_that_was_stopped(tmp_path: Path) -> None:
+    place = speed_search.Place(tmp_path, 40)
+    place.built.write_text(json.dumps({"seconds": 1000.0, "n_files": 0, "n_chunks": 0}))
+    built = speed_search.build(place, DOCS, None)
+    assert built.seconds > 1000
+    assert built.n_files == 4
+    assert built.n_chunks >= 40
+
+
+def test_made_up_vectors_have_length_one_and_differ() -> None:
+    vectors = speed_search.MadeUpVectors(HashEmbedder()).embed(["same", "same"])
+    assert abs((vectors**2).sum(axis=1) - 1).max() < 1e-5
+    assert abs(vectors[0] - vectors[1]).max() > 0.01
+
+
+def test_questions_of_a_damaged_file_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("[]\n")
+    result = CliRunner().invoke(
+        app, ["bench", "search", "--work", str(tmp_path), "--questions", str(tmp_path / "q.jsonl")]
+    )
+    assert "cannot be read as questions" in str(result.exception)
+
+
+def test_ask_measures_the_default_generator(tmp_path: Path, default_models: Path) -> None:
+    library = tmp_path / "library"
+    with Library.open(library, create=True) as opened:
+        opened.add([DOCS / "keepers.md", DOCS / "tide-station.html"])
+    gguf = str(next(default_models.rglob("*.gguf")))
+    settings = replace(Settings(), answer_tokens=8, passages=1, threads=1, generator=gguf)
+    questions = ("Who kept the light?", "How long did the keeper stay?", "Where is the tide station?")
+    report = speed_ask.measure(library, questions, generators=[gguf], rounds=1, settings=settings, command="edge-rag")
+    found = {name.partition(": ")[2]: value for name, value in values(report).items()}
+    assert found["first token, first question"] > 0
+    assert found["second question, same passages"] > 0
+    assert found["prefill"] > 0
+
+
+def test_ask_wants_three_questions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 questions"):
+        speed_ask.measure(tmp_path, ["One?"], generators=["x"], rounds=1, settings=Settings(), command="")
+
+
+def examples() -> list[abstention.Example]:
+    """Answerable and foreign questions that the signals tell apart, half of them held out."""
+    near, far = evidence.Signals(0.7, 0.7, 0.9, 1.0), evidence.Signals(0.2, 0.2, 0.1, 0.0)
+    return [
+        abstention.Example(kind, "set", kind == "answerable", bool(number % 2), signals)
+        for number in range(40)
+        for kind, signals in (("answerable", near), ("foreign", far))
+    ]
+
+
+@pytest.mark.parametrize(("agrees", "said"), [(True, "agree with this fit"), (False, "do NOT agree with this fit")])
+def test_abstain_says_whether_the_shipped_constants_agree(
+    monkeypatch: pytest.MonkeyPatch, agrees: bool, said: str
+) -> None:
+    fit = abstention.fit(examples())
+    monkeypatch.setattr(abstention, "collect", lambda *args, **kwargs: examples())
+    monkeypatch.setattr(evidence, "THRESHOLD", fit.threshold)
+    monkeypatch.setattr(evidence, "WEIGHTS", fit.weights if agrees else tuple(w + 1 for w in fit.weights))
+    report = abstention_report.measure(HashEmbedder(), Settings(), limit=5, command="edge-rag bench abstain")
+    assert any(said in note for note in report.notes)
+    assert values(report)["set, answerable: wrongly refused"] == 0
+
+
+def test_json_and_markdown_show_the_same_figures() -> None:
+    arguments = ["-q", "bench", "ingest", "--docs", str(DOCS), "--chunks", "4", "--rounds", "1"]
+    printed = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    report = json.loads(printed.stdout)
+    assert report["surroundings"]["command"].startswith("edge-rag")
+    table = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert all(f"| {figure['name']} |" in table for figure in report["figures"])
+
+
+def test_a_figure_knows_whether_its_target_is_met() -> None:
+    assert figures.figure("x", "s", [1.0, 2.0, 9.0], below=3).met is True
+    assert figures.figure("x", "s", [1.0, 2.0, 9.0], at_least=3).met is False
+    assert figures.figure("x", "s", [1.0]).met is None
+    assert figures.ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
