@@ -203,7 +203,7 @@ def test_names_are_signals_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("question", "wanted"),
     [
-        ("When was the second lamp lit?", "It was lit on 3 March 1907 and gave 240,000 candela."),
+        ("When was it lit?", "It was lit on 3 March 1907 and gave 240,000 candela."),
         ("Who kept the light?", "Thomas Moar kept the light from 1891 to 1914."),
         ("Which key locks the west door?", "The west door is locked with key 17."),
     ],

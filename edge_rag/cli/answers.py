@@ -17,6 +17,7 @@ from edge_rag.cli.common import (
     open_library,
     print_json,
     settings_of,
+    shown_path,
 )
 from edge_rag.errors import UsageError
 
@@ -203,7 +204,7 @@ def _quoted(citation: "Citation") -> str:
 
 
 def _place(document: str, page: int | None) -> str:
-    return document + (f", page {page}" if page is not None else "")
+    return shown_path(document) + (f", page {page}" if page is not None else "")
 
 
 def _indented(text: str) -> str:

@@ -140,6 +140,12 @@ class ProgressLine:
         self._stage = ""
 
 
+def shown_path(path: str) -> str:
+    """Return a path as a person here would write it."""
+    here = str(Path.cwd()) + os.sep
+    return path.removeprefix(here)
+
+
 def note(context: typer.Context, text: str) -> None:
     """Say something that is no result."""
     state: State = context.obj

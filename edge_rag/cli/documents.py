@@ -19,6 +19,7 @@ from edge_rag.cli.common import (
     print_json,
     progress_of,
     settings_of,
+    shown_path,
 )
 from edge_rag.settings import libraries_dir, library_path
 
@@ -70,9 +71,9 @@ def sync(
     if not json:
         for verb in ("added", "changed", "duplicates", "removed"):
             for path in getattr(report, verb):
-                print(f"{verb:10} {path}")
+                print(f"{verb:10} {shown_path(path)}")
         for old, new in report.renamed:
-            print(f"renamed    {old} -> {new}")
+            print(f"renamed    {shown_path(old)} -> {shown_path(new)}")
     _finish(report, json)
 
 
@@ -96,7 +97,10 @@ def list_documents(
         return
     for row in rows:
         for source in row.paths:
-            print(f"{row.id:>6}  {row.n_chunks:>5} chunks  {source}" + "".join(f"  [{w}]" for w in row.warnings))
+            print(
+                f"{row.id:>6}  {row.n_chunks:>5} chunks  {shown_path(source)}"
+                + "".join(f"  [{w}]" for w in row.warnings)
+            )
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 
@@ -134,7 +138,7 @@ def remove(
         print_json({"removed": removed})
         return
     for path in removed:
-        print(f"removed {path}")
+        print(f"removed {shown_path(path)}")
     note(context, "erase their bytes from the disk with: edge-rag compact")
 
 
@@ -222,9 +226,9 @@ def _finish(report: "IngestReport | SyncReport", json: bool) -> None:
     else:
         print(f"{report.summary()}; {report.n_chunks:,} chunks stored, {report.n_embedded:,} embedded")
         for warning in report.warnings:
-            print(f"warning: {warning.path}: {warning.reason}", file=sys.stderr)
+            print(f"warning: {shown_path(warning.path)}: {warning.reason}", file=sys.stderr)
         for problem in report.problems:
-            print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)
+            print(f"not read: {shown_path(problem.path)}: {problem.reason}", file=sys.stderr)
     if report.problems:
         raise typer.Exit(PROBLEMS_FOUND)
 

@@ -8,9 +8,9 @@ step models pull smollm2-135m-instruct
 step sync "$samples"
 step list
 step search "Who may open the west door?" -k 2
+step ask "What did the repair of the lantern roof cost?"
+step ask "Who is the skipper of the Lady Corrie?"
 step ask "How many steps lead up to the gallery?"
-step ask "How many people visited the lighthouse in 2024?" --type pdf
-step ask "When was the radar tide gauge fitted?"
 step ask "What is the capital of Mongolia?"
 
 cat >&2 <<'END'
