@@ -59,7 +59,7 @@ def test_search_goes_on_with_a_build_that_was_stopped(tmp_path: Path) -> None:
     built = speed_search.build(place, DOCS, None)
     assert built.seconds > 1000
     assert built.n_files == 4
-    assert built.n_chunks >= 40
+    assert built.n_chunks >= 36
 
 
 def test_made_up_vectors_have_length_one_and_differ() -> None:
@@ -112,7 +112,7 @@ def test_abstain_says_whether_the_shipped_constants_agree(
     fit = abstention.fit(examples())
     monkeypatch.setattr(abstention, "collect", lambda *args, **kwargs: examples())
     monkeypatch.setattr(evidence, "THRESHOLD", fit.threshold)
-    monkeypatch.setattr(evidence, "WEIGHTS", fit.weights if agrees else tuple(w + 1 for w in fit.weights))
+    monkeypatch.setattr(evidence, "WEIGHTS", fit.weights if agrees else tuple(-w for w in fit.weights))
     report = abstention_report.measure(HashEmbedder(), Settings(), limit=5, command="edge-rag bench abstain")
     assert any(said in note for note in report.notes)
     assert values(report)["set, answerable: wrongly refused"] == 0
