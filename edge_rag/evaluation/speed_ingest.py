@@ -251,8 +251,7 @@ def _chroma(place: Path) -> Any:
 @functools.cache
 def _sentence_transformer(folder: Path, threads: int) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # what torch goes by, if it is set before torch is loaded
     from sentence_transformers import SentenceTransformer
 
-    torch.set_num_threads(threads)
     return SentenceTransformer(str(folder), device="cpu")
