@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_rag.answering import NOT_FOUND, Assistant, KeepTop, Turn, evidence, retrieve
-from edge_rag.answering.assistant import fit
+from edge_rag.answering.assistant import fit, in_places_of
 from edge_rag.answering.cite import locate
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import leans_on_history, with_history
@@ -320,6 +320,13 @@ def test_a_follow_up_is_searched_for_with_what_was_talked_about(library: Library
     alone = assistant.ask("Which lamp burned paraffin oil?", history=[Turn("Which key locks the east door?", first)])
     assert alone.passages[0].document.endswith("lamps.md")
     assert "Earlier question" not in said.asked[2][1].content
+
+
+def test_a_follow_up_keeps_the_passages_that_headed_the_last_prompt_in_their_places() -> None:
+    a, b, c, d = (passage("text", n) for n in (1, 2, 3, 4))
+    assert in_places_of([a, b, c], [b, d, a]) == [a, b, d]
+    assert in_places_of([a, b], [c, d]) == [c, d]
+    assert in_places_of([a, b], [b, c]) == [b, c], "without the first, nothing in front is the same"
 
 
 def test_history_is_folded_into_the_search_text(library: Library) -> None:

@@ -1,5 +1,6 @@
 """Questions to answers over one library: retrieve -> select -> decide -> prompt -> generate -> cite."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Assistant:
         found = self._retrieve(question, filters, history)
         clock.mark("retrieve")
         kept = self._selector.select(question, found.passages)
+        if history:
+            kept = in_places_of(history[-1].answer.passages, kept)
         clock.mark("select")
         sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
@@ -186,6 +189,17 @@ class _Reply:
     sentences: Sequence[AnswerSentence] = ()
     citations: Sequence[Citation] = ()
     draft: str = ""
+
+
+def in_places_of(earlier: Sequence[Passage], passages: Sequence[Passage]) -> list[Passage]:
+    """Let passages that headed the last prompt head this one too, in the same order.
+
+    What stands in front of the first difference is not read again by the generator: a follow-up starts at once.
+    """
+    by_id = {p.chunk_id: p for p in passages}
+    head = [by_id[p.chunk_id] for p in itertools.takewhile(lambda p: p.chunk_id in by_id, earlier)]
+    taken = {p.chunk_id for p in head}
+    return [*head, *(p for p in passages if p.chunk_id not in taken)]
 
 
 def fit(
