@@ -91,6 +91,16 @@ def test_the_default_generator_answers_and_streams(shelf: Path, default_models: 
     assert asked["citations"]
 
 
+def test_without_the_llm_extra_answers_are_extracts(shelf: Path) -> None:
+    code = "import sys; sys.modules['llama_cpp'] = None; from edge_rag.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ask", "Who kept the light?"],
+        env=os.environ | {"EDGE_RAG_HOME": str(shelf)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Thomas Moar" in done.stdout and "edge-rag[llm]" in done.stderr
+
+
 def test_what_the_documents_do_not_hold_is_said_and_strict_makes_it_an_exit_code(shelf: Path) -> None:
     question = "What is the capital of Mongolia?"
     calm = edge_rag(shelf, "ask", question, "--generator", "extractive")

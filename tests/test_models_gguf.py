@@ -237,12 +237,12 @@ def test_ctrl_c_leaves_the_generator_usable(generator_file: Path) -> None:
 
 def test_without_llama_cpp_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, generator_file: Path) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    gguf._llama.cache_clear()
+    gguf.load_llama.cache_clear()
     try:
         with pytest.raises(MissingExtraError) as error:
             GgufGenerator(generator_file)
     finally:
-        gguf._llama.cache_clear()
+        gguf.load_llama.cache_clear()
     assert error.value.mend == "run: pip install 'edge-rag[llm]'"
 
 

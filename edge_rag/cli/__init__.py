@@ -50,7 +50,7 @@ def root(
 def main() -> None:
     """Run the command line, and turn every deliberate error into one line and its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="edge-rag", standalone_mode=False)
     except EdgeRagError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -118,6 +118,8 @@ def ask(
         print_json(answer_json(answer))
     else:
         print_answer(answer)
+    if answer.generator != settings.generator:
+        note(context, "no language model is installed, so answers are extracts; for more: pip install 'edge-rag[llm]'")
     if strict and answer.abstained:
         raise typer.Exit(ABSTAINED)
 

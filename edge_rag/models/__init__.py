@@ -38,7 +38,9 @@ def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048) -
 
         return RemoteGenerator(spec, context_tokens=context_tokens)
     from edge_rag.models import catalog, store
-    from edge_rag.models.gguf import GgufGenerator
+    from edge_rag.models.gguf import GgufGenerator, load_llama
+
+    load_llama()  # that the extra is missing is said first: without it no model file helps
 
     if _is_path(spec) or spec.endswith(".gguf"):
         return GgufGenerator(Path(spec).expanduser(), threads=threads, context_tokens=context_tokens)

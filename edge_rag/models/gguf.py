@@ -36,7 +36,7 @@ class GgufGenerator:
 
     def __init__(self, path: Path, *, threads: int = 0, context_tokens: int = 2048, name: str = "") -> None:
         check_gguf(path)
-        llama = _llama()
+        llama = load_llama()
         self.name = name or path.stem
         self.context_tokens = context_tokens
         self._llama = llama
@@ -186,7 +186,7 @@ def is_loop(tokens: Sequence[int]) -> bool:
 def requantize(source: Path, target: Path, quantised_type: str) -> None:
     """Convert a GGUF to another type, e.g. "Q8_0". Half-written output is removed on failure."""
     check_gguf(source)
-    llama = _llama()
+    llama = load_llama()
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = QUANTISED_TYPES[quantised_type]
     parameters.allow_requantize = True
@@ -200,7 +200,7 @@ def requantize(source: Path, target: Path, quantised_type: str) -> None:
 
 
 @functools.cache
-def _llama() -> Any:
+def load_llama() -> Any:
     """Import llama_cpp once, quiet and without busy waiting."""
     # libgomp reads this when it is loaded. Spinning threads starve each other as soon as anything else runs: 0.8
     # tokens/s, not 50
