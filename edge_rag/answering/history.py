@@ -1,7 +1,7 @@
 """Chat: what an earlier turn lends to the search of a later one.
 
-A follow-up ("and who paid for it?") names nothing to search for. Rewriting it with a 135M model goes wrong more often than it
-helps, so the search itself looks twice: for the question, and for the question together with what was talked about.
+A follow-up ("and who paid for it?") names nothing to search for. Rewriting it takes a model that can be trusted with that;
+the search itself looks twice: for the question, and for the question together with what was talked about.
 The rankings are fused; a question that stands on its own outweighs the history, so a change of subject is followed at once.
 """
 
