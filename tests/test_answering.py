@@ -178,6 +178,12 @@ def test_without_enough_evidence_the_answer_is_an_abstention(library: Library) -
     assert answer.nearest, "what is nearest is still shown"
 
 
+def test_an_abstention_opens_no_model(library: Library) -> None:
+    settings = Settings(confidence=1.0, generator="./there-is-none.gguf")
+    with Assistant(library, settings=settings) as assistant:
+        assert assistant.ask("Who kept the light?").abstained
+
+
 def test_an_empty_library_abstains(tmp_path: Path) -> None:
     with Library.open(tmp_path / "empty", create=True, embedder=HashEmbedder()) as library:
         answer = Assistant(library, settings=Settings(confidence=0.0), generator=Scripted("x")).ask("Who?")

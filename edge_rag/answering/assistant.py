@@ -97,7 +97,7 @@ class Assistant:
             passages=reply.prompt.passages,
             dropped=reply.prompt.dropped,
             prompt_tokens=reply.prompt.tokens,
-            generator=self._settings.generator if self._has_generator() else EXTRACTIVE,
+            generator=self._answerer(),
             timings=clock.timings(),
         )
 
@@ -140,6 +140,12 @@ class Assistant:
         except MissingExtraError:
             self._extractive = True
             return False
+
+    def _answerer(self) -> str:
+        """Name who answers. Does not open the generator: an abstention needs none."""
+        if self._extractive:
+            return EXTRACTIVE
+        return self._generator.name if self._generator is not None else self._settings.generator
 
     def _reply(
         self,

@@ -104,7 +104,7 @@ def ask(
 
     Example: edge-rag ask "When was the lamp replaced?"
     """
-    from edge_rag.answering import Assistant
+    from edge_rag.answering import EXTRACTIVE, Assistant
 
     question = _read(question)
     settings = settings_of(context, generator=generator, passages=passages, confidence=confidence)
@@ -118,7 +118,7 @@ def ask(
         print_json(answer_json(answer))
     else:
         print_answer(answer)
-    if answer.generator != settings.generator:
+    if answer.generator == EXTRACTIVE != settings.generator:
         note(context, "no language model is installed, so answers are extracts; for more: pip install 'edge-rag[llm]'")
     if strict and answer.abstained:
         raise typer.Exit(ABSTAINED)
