@@ -16,7 +16,7 @@ from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import answer_messages
 from edge_rag.answering.retrieve import fuse
 from edge_rag.answering.words import content_words, words
-from edge_rag.errors import UsageError
+from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.interfaces import Message, Passage
 from edge_rag.library import Library
 from edge_rag.settings import Settings
@@ -178,10 +178,17 @@ def test_without_enough_evidence_the_answer_is_an_abstention(library: Library) -
     assert answer.nearest, "what is nearest is still shown"
 
 
-def test_an_abstention_opens_no_model(library: Library) -> None:
-    settings = Settings(confidence=1.0, generator="./there-is-none.gguf")
+def test_an_abstention_opens_no_model(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "rubbish.gguf").write_text("this would be refused")
+    settings = Settings(confidence=1.0, generator=str(tmp_path / "rubbish.gguf"))
     with Assistant(library, settings=settings) as assistant:
         assert assistant.ask("Who kept the light?").abstained
+
+
+def test_a_generator_that_is_not_there_is_named_at_once(library: Library) -> None:
+    for generator in ("./there-is-none.gguf", "no-such-model", Settings().generator):
+        with pytest.raises(EdgeRagError, match="edge-rag models"):
+            Assistant(library, settings=Settings(generator=generator))
 
 
 def test_an_empty_library_abstains(tmp_path: Path) -> None:

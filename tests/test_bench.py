@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_rag.answering import evidence
-from edge_rag.cli import app
+from edge_rag.cli.commands import app
 from edge_rag.errors import UsageError
 from edge_rag.evaluation import abstention, abstention_report, figures, speed_ask, speed_ingest, speed_search
 from edge_rag.library import Library

@@ -266,3 +266,25 @@ def test_ctrl_c_ends_with_130_and_what_was_done_is_kept(tmp_path: Path) -> None:
     kept = edge_rag_json(tmp_path, "stats")["n_documents"]
     assert 0 < kept < 400
     assert edge_rag(tmp_path, "doctor", "--deep").returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for child processes")
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.6, 1.0, 2.0])
+def test_ctrl_c_at_any_moment_of_a_question_is_one_word_and_130(
+    shelf: Path, default_models: Path, tmp_path: Path, seconds: float
+) -> None:
+    (tmp_path / "models").symlink_to(default_models, target_is_directory=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_rag", "-L", str(shelf / "libraries" / "default"), "ask", "Who kept the light?"],
+        env=os.environ | {"EDGE_RAG_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was faster
+        assert "first token" in said
+    else:
+        assert (process.returncode, said.strip()) == (130, "interrupted")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from edge_rag.cli import app
+from edge_rag.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

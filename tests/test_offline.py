@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from edge_rag.cli import app
+from edge_rag.cli.commands import app
 
 # The hook sees every socket that Python code opens or looks up a name for, and ends the process on the spot.
 BLOCKED = """

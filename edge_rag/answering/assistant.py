@@ -19,7 +19,7 @@ from edge_rag.documents import sentence_spans
 from edge_rag.errors import MissingExtraError, UsageError
 from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Timings
 from edge_rag.library import EVERYTHING, Filters, Library
-from edge_rag.models import open_generator
+from edge_rag.models import locate_generator, open_generator
 from edge_rag.settings import Settings
 
 NOT_FOUND = "This is not in these documents."
@@ -57,7 +57,7 @@ class Assistant:
         self._settings = settings or Settings()
         self._selector = selector or KeepTop(self._settings.passages)
         self._generator = generator
-        self._extractive = generator is None and self._settings.generator == EXTRACTIVE
+        self._extractive = generator is None and not _can_generate(self._settings.generator)
 
     def ask(
         self,
@@ -131,16 +131,6 @@ class Assistant:
         chosen = self._settings.confidence
         return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
 
-    def _has_generator(self) -> bool:
-        """Tell whether answers are generated: not if the user wants extracts, nor if no language model is installed."""
-        if self._extractive:
-            return False
-        try:
-            return self.generator is not None
-        except MissingExtraError:
-            self._extractive = True
-            return False
-
     def _answerer(self) -> str:
         """Name who answers. Does not open the generator: an abstention needs none."""
         if self._extractive:
@@ -157,7 +147,7 @@ class Assistant:
     ) -> "_Reply":
         """Let the generator answer; where nothing that it says is supported, let the documents speak for themselves."""
         draft, prompt = "", Prompt((), 0, tuple(kept), ())
-        if self._has_generator():
+        if not self._extractive:
             prompt = fit(question, kept, self.generator, self._settings.answer_tokens, earlier)
             draft = self._generate(prompt, emit)
             sentences, citations = locate(question, draft, prompt.passages)
@@ -180,6 +170,17 @@ class Assistant:
                 return text[: text.rindex(last)].strip()
             emit(piece)
         return text.strip()
+
+
+def _can_generate(generator: str) -> bool:
+    """Tell whether answers are generated: not if the user wants extracts, nor if no language model can run here."""
+    if generator == EXTRACTIVE:
+        return False
+    try:
+        locate_generator(generator)
+    except MissingExtraError:
+        return False
+    return True
 
 
 def _is_near(citations: Sequence[Citation], ranked: Sequence[Sentence]) -> bool:

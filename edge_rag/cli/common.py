@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_rag.errors import EdgeRagError, UsageError
+from edge_rag.errors import UsageError
 from edge_rag.settings import Settings, library_path, load_settings
 
 if TYPE_CHECKING:
@@ -151,13 +151,3 @@ def note(context: typer.Context, text: str) -> None:
     state: State = context.obj
     if not state.quiet:
         print(text, file=sys.stderr)
-
-
-def fail(error: EdgeRagError) -> NoReturn:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    raise SystemExit(error.exit_code)
-
-
-def silence_stdout() -> None:
-    """Keep the interpreter from complaining at exit about a reader that went away (`edge-rag list | head -1`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

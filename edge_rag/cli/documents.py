@@ -174,7 +174,7 @@ def doctor(
 
     settings = settings_of(context)
     findings = diagnose(library_path(settings.library), deep=deep, repair=repair, settings=settings)
-    machine = _machine()
+    machine = _machine(settings.generator)
     bad = [f for f in findings if f.severity == "error"]
     if json:
         print_json({"ok": not bad, "findings": findings, "machine": machine})
@@ -246,17 +246,16 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _machine() -> dict[str, str]:
-    """Return what answers depend on: kernels, cores, optional parts."""
-    from importlib.util import find_spec
-
+def _machine(generator: str) -> dict[str, str]:
+    """Return what answers depend on: kernel, cores, language model."""
     from edge_rag.index import simd_kernel
+    from edge_rag.models import catalog, has_llama_cpp, store
     from edge_rag.models.cores import usable_cores
 
-    return {
-        "index kernel": simd_kernel(),
-        "cores for models": str(usable_cores()),
-        "language model": "llama-cpp-python"
-        if find_spec("llama_cpp")
-        else "none: answers are extracts (pip install 'edge-rag[llm]')",
-    }
+    if not has_llama_cpp():
+        model = "no llama.cpp here, so answers are extracts; for more: pip install 'edge-rag[llm]'"
+    elif catalog.find(generator) and store.read_manifest(generator) is None:
+        model = f"{generator} is not here; run: edge-rag models pull {generator}"
+    else:
+        model = generator
+    return {"index kernel": simd_kernel(), "cores for models": str(usable_cores()), "generator": model}

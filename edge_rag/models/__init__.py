@@ -5,16 +5,17 @@ opened.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_rag.errors import ModelError, UsageError
+from edge_rag.errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from edge_rag.interfaces import Generator
     from edge_rag.models.embedder import OnnxEmbedder
 
-__all__ = ["open_embedder", "open_generator"]
+__all__ = ["has_llama_cpp", "locate_generator", "open_embedder", "open_generator"]
 
 _PACKAGED = Path(__file__).parent / "data"
 
@@ -33,24 +34,48 @@ def open_embedder(name: str, *, threads: int = 0) -> "OnnxEmbedder":
 
 def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048) -> "Generator":
     """Open a chat model: a catalog name, the path of a .gguf, or http(s)://host/v1#model."""
-    if spec.startswith(("http://", "https://")):
+    path = locate_generator(spec)
+    if path is None:
         from edge_rag.models.remote import RemoteGenerator
 
         return RemoteGenerator(spec, context_tokens=context_tokens)
-    from edge_rag.models import catalog, store
-    from edge_rag.models.gguf import GgufGenerator, load_llama
+    from edge_rag.models.gguf import GgufGenerator
 
-    load_llama()  # that the extra is missing is said first: without it no model file helps
+    name = "" if _is_path(spec) or spec.endswith(".gguf") else spec
+    return GgufGenerator(path, threads=threads, context_tokens=context_tokens, name=name)
+
+
+def locate_generator(spec: str) -> Path | None:
+    """Return the file of a generator, None if it is a server. Opens nothing, but raises what opening it would raise first.
+
+    That the extra is missing is said before anything else: without it no model file helps.
+    """
+    if spec.startswith(("http://", "https://")):
+        return None
+    if not has_llama_cpp():
+        raise MissingExtraError("llm", "generating answers with a GGUF model")
+    from edge_rag.models import catalog, store
 
     if _is_path(spec) or spec.endswith(".gguf"):
-        return GgufGenerator(Path(spec).expanduser(), threads=threads, context_tokens=context_tokens)
+        path = Path(spec).expanduser()
+        if not path.is_file():
+            raise ModelError(
+                f"there is no model file {path}", mend="give the path of a .gguf file, or run: edge-rag models list"
+            )
+        return path
     entry = catalog.find(spec)
     if (entry is None or entry.role != "generator") and store.read_manifest(spec) is None:
         raise UsageError(
             f"there is no generator {spec!r}", mend="run: edge-rag models list; or give the path of a .gguf file"
         )
-    path = store.installed_file(spec)
-    return GgufGenerator(path, threads=threads, context_tokens=context_tokens, name=spec)
+    return store.installed_file(spec)
+
+
+def has_llama_cpp() -> bool:
+    try:
+        return find_spec("llama_cpp") is not None
+    except ValueError:  # something else stands in sys.modules under that name
+        return False
 
 
 def _is_path(text: str) -> bool:

@@ -214,9 +214,10 @@ def load_llama() -> Any:
     return llama_cpp
 
 
-@functools.cache
 def _no_log(llama_cpp: Any) -> Any:
-    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+    """Return a log callback that does nothing, and is no Python: there an interrupt would be printed and lost."""
+    harmless = llama_cpp.llama_cpp._lib.llama_time_us  # a C function that ignores what it is called with
+    return ctypes.cast(harmless, llama_cpp.llama_log_callback)
 
 
 def _open(llama: Any, path: Path, threads: int, context_tokens: int) -> tuple[Any, Any]:
