@@ -63,10 +63,11 @@ def fit(examples: list[Example]) -> npt.NDArray[np.float64]:
     for _ in range(1500):
         gradient = -0.01 * weights  # a light ridge
         for e in usable:
-            p = np.exp(e.fits @ weights - (e.fits @ weights).max())
-            p /= p.sum()
+            scores = e.fits @ weights
+            p = np.exp(scores - np.max(scores))
+            p /= np.sum(p)
             q = p * e.held
-            gradient += e.fits.T @ (q / q.sum() - p)
+            gradient += e.fits.T @ (q / np.sum(q) - p)
         weights += 4.0 / len(usable) * gradient
     return weights
 
