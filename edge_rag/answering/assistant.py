@@ -25,8 +25,8 @@ from edge_rag.settings import Settings
 NOT_FOUND = "This is not in these documents."
 EXTRACTIVE = "extractive"
 NEAREST = 2  # quotes given besides the answer
-# A generated answer must be supported by one of this many sentences nearest to the question. On train questions of squad
-# (n = 100, untrained default model) this makes 66% of the answers hold the right one, 61% without it.
+# A generated answer must be supported by one of this many sentences nearest to the question. Without that, of 100 train
+# questions of squad 61 were answered right with the untrained default model, and with it 66.
 NEAR_ENOUGH = 3
 
 
