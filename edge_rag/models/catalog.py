@@ -84,7 +84,7 @@ CATALOG = (
         98_362_432,
         "Apache-2.0",
         requantize="Q8_0",
-        notes="the default: small enough for any device; converted to Q8_0 (145 MB), which reads prompts 1.4 to 1.8 times as fast",
+        notes="the default, for any device; converted to Q8_0 (145 MB), which reads prompts 1.4 to 1.8 times as fast",
     ),
     Entry(
         "smollm2-360m-instruct",
