@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, LibraryLocked
-from edge_rag.library import Library, diagnose, generations, schema
+from edge_rag.library import Library, diagnose, generations, ingest, schema
 from edge_rag.library.ingest import BATCH_CHUNKS
 from edge_rag.testing import HashEmbedder
 
@@ -556,3 +556,24 @@ def test_another_embedder_is_refused_with_the_way_out(copy: tuple[Path, dict[str
         assert any("vectors of" in f.what and f.severity == "mended" for f in findings)
         assert library.dense("otter", 1) and library.stats().dim == 32
     assert [f for f in diagnose(lib, deep=True, embedder=HashEmbedder(32)) if f.severity != "info"] == []
+
+
+@pytest.mark.parametrize("door", ["sniff", "read_document", "chunk_document"])
+def test_a_file_that_trips_a_reader_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: str) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (docs / name).write_text(f"The text of {name}.")
+    real = getattr(ingest, door)
+
+    def trip(what: object, *args: object, **options: object) -> object:
+        if "b.txt" in str(what):
+            raise ZeroDivisionError("a mistake in a reader")
+        return real(what, *args, **options)
+
+    monkeypatch.setattr(ingest, door, trip)
+    with Library.open(tmp_path / "library", create=True, embedder=HashEmbedder()) as library:
+        report = library.add([docs])
+        assert [Path(p.path).name for p in report.problems] == ["b.txt"]
+        assert "ZeroDivisionError" in report.problems[0].reason
+        assert len(library.list()) == 2

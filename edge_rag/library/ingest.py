@@ -97,7 +97,10 @@ def look(db: sqlite3.Connection, found: Found, known: store.Source | None, recip
         return Look("problem", found, reason=error.strerror or str(error))
     if len(data) > max_bytes:
         return Look("problem", found, reason=_too_large(found.size, max_bytes))
-    media_type = sniff(data, Path(found.path).name)
+    try:
+        media_type = sniff(data, Path(found.path).name)
+    except Exception as error:  # as in _read: one file must not stop the others
+        return Look("problem", found, reason=_tripped(error))
     if media_type is None:
         if known:
             return Look("problem", found, reason="holds no text any more; the library keeps what it said before")
@@ -187,7 +190,7 @@ class Ingest:
             self.report(FileProblem(seen.found.path, str(error).removeprefix(f"{name}: ")))
             return
         except Exception as error:  # one file that trips a parser must not stop the other ten thousand
-            self.report(FileProblem(seen.found.path, f"could not be read: {type(error).__name__}: {error}"))
+            self.report(FileProblem(seen.found.path, _tripped(error)))
             return
         known = store.known_vectors(self._db, keys, embedder.dim)
         self._vectors |= known
@@ -280,6 +283,10 @@ def _check_tiles(document: Document, chunks: Sequence[Chunk]) -> None:
         position = chunk.end
     if position != len(document.text):
         raise DocumentError(f"was split wrongly at character {position}")
+
+
+def _tripped(error: Exception) -> str:
+    return f"could not be read: {type(error).__name__}: {error}"
 
 
 def _too_large(size: int, max_bytes: int) -> str:
