@@ -14,14 +14,26 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line, and turn every deliberate error into one line and its exit code."""
     try:
-        raise SystemExit(_run())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+        code = _run()
     except BrokenPipeError:
         # The reader went away (`edge-rag list | head -1`): keep the interpreter from complaining about that at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        code = 1
+    except BaseException as error:
+        if not _was_interrupted(error):
+            raise
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Tell whether it began with Ctrl-C: a compiled module that is interrupted while it loads fails with an error of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _run() -> int:
@@ -35,6 +47,8 @@ def _run() -> int:
     try:
         code = app(prog_name="edge-rag", standalone_mode=False)
     except EdgeRagError as error:
+        if _was_interrupted(error):
+            raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
     except typer.Abort:
