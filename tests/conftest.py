@@ -1,6 +1,7 @@
 """Fixtures of all rooms: every test has its own home, and the real generator is pulled once for each machine."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import platformdirs
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for helpers that several test files import, such as loopback
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # before anything imports llama_cpp, and for the processes that tests start
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
