@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+extern unsigned long n_opened; /* each input is opened three times, with one check after the other */
 
 typedef struct input {
     uint8_t *bytes;
@@ -52,7 +53,7 @@ static size_t mutate(uint8_t *bytes, size_t size, const input *other)
 {
     static const uint32_t awkward[] = {0, 1, 2, 127, 128, 255, 0x7fffffff, 0x80000000, 0xfffffffe, 0xffffffff, 0x7f800000, 0x7fc00000};
     for (uint32_t n = draw_below(8) + 1; n > 0 && size >= 8; n--) {
-        const size_t at = draw_below(3) == 0 ? draw_below((uint32_t)(size < 420 ? size : 420)) : draw_below((uint32_t)size);
+        const size_t at = draw_below(12) == 0 ? draw_below((uint32_t)(size < 420 ? size : 420)) : draw_below((uint32_t)size);
         switch (draw_below(5)) {
         case 0: bytes[at] ^= (uint8_t)(1 << draw_below(8)); break;
         case 1: bytes[at] = (uint8_t)draw(); break;
@@ -97,6 +98,7 @@ int main(int n_arguments, char **arguments)
     }
     for (size_t i = 0; i < n; i++) free(inputs[i].bytes);
     free(inputs);
-    printf("all passed: %zu inputs, %ld mutations\n", n, rounds);
-    return 0;
+    CHECK(rounds < 100 || n_opened > (unsigned long)rounds / 2, "only %lu of %ld mutations opened", n_opened / 3, rounds);
+    printf("%zu inputs, %ld mutations, %lu times opened\n", n, rounds, n_opened);
+    return checks_done();
 }

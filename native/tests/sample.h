@@ -26,10 +26,10 @@ static inline float *themed_rows(size_t n, uint32_t dim, size_t n_themes, uint64
     return rows;
 }
 
-static inline int64_t *some_ids(size_t n) /* ascending, with gaps, some below 0 */
+static inline int64_t *some_ids(size_t n) /* ascending, with gaps, some below 0, none -1 */
 {
     int64_t *ids = malloc(n * sizeof *ids + 1);
-    for (size_t i = 0; i < n; i++) ids[i] = 3 * (int64_t)i - 10;
+    for (size_t i = 0; i < n; i++) ids[i] = 3 * (int64_t)i - 11;
     return ids;
 }
 

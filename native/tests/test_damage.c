@@ -25,17 +25,19 @@ typedef struct answer {
 /* Open with EI_CHECK_SEARCH and ask for everything. */
 static answer answer_of(const file *f)
 {
-    const float query[DIM] = {0.3f, -0.2f, 0.5f, 0.1f, -0.7f};
+    static const float query[EI_MAX_DIM] = {0.3f, -0.2f, 0.5f, 0.1f, -0.7f}; /* a forged header may have any dim */
     answer a;
     ei_index *index;
+    ei_info info;
     memset(&a, 0, sizeof a);
     a.status = ei_open(f->bytes, f->size, EI_CHECK_SEARCH, &index);
     if (a.status != EI_OK) return a;
+    ei_get_info(index, &info);
     for (int i = 0; i < 2 && a.status == EI_OK; i++) {
         const ei_search_settings search = {K, 0, i == 0 ? EI_SCAN : EI_GRAPH, 1, NULL};
         a.status = ei_search(index, query, 1, &search, a.ids[i], a.scores[i]);
     }
-    for (uint32_t r = 0; r < N && a.status == EI_OK; r++) a.status = ei_vectors(index, &r, 1, a.vectors + r * DIM);
+    for (uint32_t r = 0; info.dim == DIM && r < info.count && r < N && a.status == EI_OK; r++) a.status = ei_vectors(index, &r, 1, a.vectors + r * DIM);
     ei_close(index);
     return a;
 }
@@ -120,26 +122,26 @@ static void test_a_well_signed_header_that_lies_is_refused(void)
     const file f = small_file(EI_L2);
     uint8_t *header = malloc(HEADER_BYTES);
     memcpy(header, f.bytes, HEADER_BYTES);
-    size_t opened_anyway = 0;
     for (size_t at = 0; at < HEADER_BYTES; at += at < AT_SECTIONS + N_SECTIONS * SECTION_BYTES ? 4 : 500) {
         for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
             for (size_t width = 4; width <= 8 && at + width <= HEADER_BYTES; width += 4) {
                 memcpy(f.bytes + at, &values[v], width);
+                sign_header(f.bytes);
                 if (memcmp(f.bytes, header, HEADER_BYTES) != 0) {
                     ei_index *index = NULL;
                     ei_info info;
-                    sign_header(f.bytes);
                     const ei_status peeked = ei_peek(f.bytes, HEADER_BYTES, &info);
                     const ei_status status = ei_open(f.bytes, f.size, EI_CHECK_ALL, &index);
                     if (peeked != EI_OK) CHECK(status != EI_OK, "offset %zu value %llx", at, (unsigned long long)values[v]);
-                    opened_anyway += status == EI_OK && memcmp(f.bytes, header, HEADER_BYTES) != 0;
+                    const int fits = at >= AT_COUNT && at < AT_SECTIONS; /* fewer rows or links, say, than the file has room for */
+                    CHECK(fits || status != EI_OK, "offset %zu value %llx", at, (unsigned long long)values[v]);
                     ei_close(index);
+                    if (status == EI_OK) answer_of(&f);
                 }
                 memcpy(f.bytes, header, HEADER_BYTES);
             }
         }
     }
-    CHECK(opened_anyway <= 60, "%zu lies in the header were taken", opened_anyway); /* max_links and ef_build are free to differ */
     free(header), free(f.bytes);
 }
 
