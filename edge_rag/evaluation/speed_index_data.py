@@ -34,6 +34,10 @@ class VectorSet:
     def queries(self) -> Floats:
         return np.load(self.folder / "queries.npy")  # type: ignore[no-any-return]
 
+    @property
+    def dim(self) -> int:
+        return int(self.base.shape[1])
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
