@@ -3,8 +3,9 @@
  * A file holds rows: an id and a vector each, the vector as 4-bit codes (read while searching), an 8-bit residual (read for
  * the few best), and, for many rows, a navigable graph. Few rows or few allowed ones are searched exhaustively.
  *
- * Ownership: the library never keeps what it is handed, with one exception: an ei_index points into the `file` bytes that
- * it was opened on, so these must stay readable and unchanged until ei_close(). Every output goes into memory of the caller.
+ * Ownership: the library never keeps what it is handed, with two exceptions: an ei_index points into the `file` bytes that
+ * it was opened on, so these must stay readable and unchanged until ei_close(), and an ei_builder uses the ei_index that it
+ * took rows from. Every output goes into memory of the caller.
  * Threads: every function may be called from any thread. Any number of threads may search an ei_index at once; nobody may
  * search it during or after ei_close(). An ei_builder is used by one thread at a time. ei_simd_select() must not run beside
  * a search or a build.
@@ -21,7 +22,7 @@ extern "C" {
 #endif
 
 #define EI_MAX_DIM 4096u
-#define EI_MAX_ROWS 0x7fffffffu
+#define EI_MAX_ROWS 0x1ffffffu
 #define EI_MAX_LINKS 128u
 #define EI_MAX_EF 65536u
 #define EI_MAX_THREADS 64u
@@ -123,7 +124,8 @@ typedef struct ei_build_settings {
 ei_status ei_builder_new(const ei_build_settings *settings, ei_builder **out);
 void ei_builder_free(ei_builder *builder); /* NULL is fine */
 
-/* Before the first ei_builder_add(): take over the rows of an index of the same dim and metric, and its graph if it has one.
+/* Before anything else is added: take over the rows of an index of the same dim and metric, and its graph if it has one.
+ * `from` must have been opened with EI_CHECK_SEARCH or EI_CHECK_ALL, and stay open until ei_builder_finish() is through.
  * keep: NULL, or a bit for each row as in ei_search_settings; the others are left out, and links around them mended. */
 ei_status ei_builder_take(ei_builder *builder, const ei_index *from, const uint8_t *keep);
 

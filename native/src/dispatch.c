@@ -2,6 +2,7 @@
 #include "edge_index.h"
 #include "kernels.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #if defined(EI_ARM64) && defined(__linux__)
@@ -33,39 +34,40 @@ static int has_dotprod(void)
 }
 #endif
 
-static const struct kernel {
-    const char *name;
-    ei_dot_fn *dot;
-    int (*runs_here)(void);
-} kernels[] = { /* best first */
+static const ei_kernel kernels[] = { /* best first */
 #if defined(EI_X86_64)
-    {"avx512vnni", ei_dot_avx512vnni, has_avx512vnni},
-    {"avx2", ei_dot_avx2, has_avx2},
+    {"avx512vnni", has_avx512vnni, ei_dot4_avx512vnni, ei_dot12_avx512vnni},
+    {"avx2", has_avx2, ei_dot4_avx2, ei_dot12_avx2},
 #elif defined(EI_ARM64)
-    {"dotprod", ei_dot_neon_dotprod, has_dotprod},
-    {"neon", ei_dot_neon, always},
+    {"dotprod", has_dotprod, ei_dot4_neon_dotprod, ei_dot12_neon_dotprod},
+    {"neon", always, ei_dot4_neon, ei_dot12_neon},
 #endif
-    {"scalar", ei_dot_scalar, always},
+    {"scalar", always, ei_dot4_scalar, ei_dot12_scalar},
 };
 
-static const struct kernel *chosen; /* NULL until first used: choosing twice at once gives the same kernel */
+static const ei_kernel *best(const char *name)
+{
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++) {
+        if ((name == NULL || strcmp(name, kernels[i].name) == 0) && kernels[i].runs_here()) return &kernels[i];
+    }
+    return NULL;
+}
+
+/* NULL until first used. Two threads that choose at once choose the same. */
+static _Atomic(const ei_kernel *) chosen;
 
 ei_status ei_simd_select(const char *name)
 {
-    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++) {
-        if ((name == NULL || strcmp(name, kernels[i].name) == 0) && kernels[i].runs_here()) {
-            chosen = &kernels[i];
-            return EI_OK;
-        }
-    }
-    return EI_SIMD;
+    const ei_kernel *kernel = best(name);
+    if (kernel == NULL) return EI_SIMD;
+    atomic_store(&chosen, kernel);
+    return EI_OK;
 }
 
-static const struct kernel *kernel_in_use(void)
+const ei_kernel *ei_kernel_in_use(void)
 {
-    if (chosen == NULL) ei_simd_select(NULL);
-    return chosen;
+    const ei_kernel *kernel = atomic_load(&chosen);
+    return kernel != NULL ? kernel : best(NULL);
 }
 
-ei_dot_fn *ei_dot(void) { return kernel_in_use()->dot; }
-const char *ei_simd_name(void) { return kernel_in_use()->name; }
+const char *ei_simd_name(void) { return ei_kernel_in_use()->name; }

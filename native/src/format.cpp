@@ -1,20 +1,26 @@
-// The file: its header, its checksum, and the checks that make its bytes safe to search. FORMAT.md is the description.
+// The file: its header, its checksums, and the checks that make its bytes safe to search. FORMAT.md is the description.
 #include "format.h"
-#include "kernels.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cstring>
 #include <new>
 
+namespace ei {
+
 namespace {
 
 constexpr char kMagic[8] = {'E', 'D', 'G', 'E', 'I', 'D', 'X', '\n'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kByteOrder = 0x01020304;
-constexpr uint64_t kMaxCount = uint64_t{1} << 40;  // rows; with it no size below can wrap
+constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15;  // 2^64 / golden ratio, odd
+
+uint64_t rotate_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
+
+}  // namespace
 
 struct Section {
-    uint32_t kind;  // 1 codes, 2 scales, 3 ids
+    uint32_t kind;  // SectionKind + 1
     uint32_t reserved;
     uint64_t offset;
     uint64_t size;  // padded
@@ -25,140 +31,253 @@ struct Header {
     char magic[8];
     uint32_t version;
     uint32_t byte_order;
-    uint32_t dim;
-    uint32_t n_sections;
-    uint64_t count;
-    uint64_t file_size;
     uint64_t checksum;  // of the header, taken with 0 here
-    Section sections[EI_N_SECTIONS];
-    uint8_t reserved[EI_HEADER_BYTES - 48 - EI_N_SECTIONS * sizeof(Section)];
+    uint64_t file_bytes;
+    uint64_t hot_bytes;
+    uint64_t count;
+    uint64_t n_links;
+    uint64_t n_entries;
+    uint32_t dim;
+    uint32_t metric;
+    uint32_t max_links;
+    uint32_t ef_build;
+    uint32_t n_sections;
+    uint32_t reserved;
+    Section sections[kSections];
+    uint8_t rest[EI_HEADER_BYTES - 88 - kSections * sizeof(Section)];
 };
 static_assert(sizeof(Section) == 32 && sizeof(Header) == EI_HEADER_BYTES, "as in FORMAT.md");
 
-uint64_t padded(uint64_t size) { return (size + EI_HEADER_BYTES - 1) / EI_HEADER_BYTES * EI_HEADER_BYTES; }
-
-uint64_t checksum_of(const void *bytes, size_t size)
+bool Layout::valid() const
 {
-    ei_checksum state;
-    ei_checksum_begin(&state);
-    ei_checksum_update(&state, bytes, size);
-    return ei_checksum_end(&state);
+    const bool graph = n_entries > 0;
+    return dim >= 1 && dim <= EI_MAX_DIM && metric >= EI_COSINE && metric <= EI_L2 && max_links <= EI_MAX_LINKS &&
+           ef_build <= EI_MAX_EF && count <= EI_MAX_ROWS && n_entries <= count && n_links <= count * EI_MAX_LINKS &&
+           (graph || n_links == 0);
 }
 
-// The one header that a file of this shape can have; its own checksum is still 0.
-Header expected_header(uint32_t dim, uint64_t count, const uint64_t checksums[EI_N_SECTIONS])
+uint64_t Layout::section_bytes(int kind) const
+{
+    const uint64_t dims = padded_dim(dim);
+    switch (kind) {
+    case kCentre: return dim * sizeof(float);
+    case kCodes: return count * dims / 2;
+    case kScales: return count * sizeof(float);
+    case kNorms: return metric == EI_L2 ? count * sizeof(float) : 0;
+    case kIds: return count * sizeof(int64_t);
+    case kLinkStarts: return n_entries ? (count + 1) * sizeof(uint32_t) : 0;
+    case kLinks: return n_links * sizeof(uint32_t);
+    case kEntries: return n_entries * sizeof(uint32_t);
+    case kResidualSums: return (count + kGroupRows - 1) / kGroupRows * sizeof(uint64_t);
+    default: return count * dims;
+    }
+}
+
+namespace {
+
+// The one header that a file of this layout can have; its own checksum is still 0.
+Header expected_header(const Layout &layout, const uint64_t checksums[kSections])
 {
     Header header{};
     std::memcpy(header.magic, kMagic, sizeof kMagic);
     header.version = kVersion;
     header.byte_order = kByteOrder;
-    header.dim = dim;
-    header.n_sections = EI_N_SECTIONS;
-    header.count = count;
-    const uint64_t sizes[EI_N_SECTIONS] = {count * ei_row_bytes(dim), count * sizeof(float), count * sizeof(int64_t)};
+    header.count = layout.count;
+    header.n_links = layout.n_links;
+    header.n_entries = layout.n_entries;
+    header.dim = layout.dim;
+    header.metric = layout.metric;
+    header.max_links = layout.max_links;
+    header.ef_build = layout.ef_build;
+    header.n_sections = kSections;
     uint64_t offset = EI_HEADER_BYTES;
-    for (uint32_t i = 0; i < EI_N_SECTIONS; i++) {
-        header.sections[i] = {i + 1, 0, offset, padded(sizes[i]), checksums[i]};
-        offset += padded(sizes[i]);
+    for (int kind = 0; kind < kSections; kind++) {
+        if (kind == kResiduals) header.hot_bytes = offset;
+        const uint64_t size = padded(layout.section_bytes(kind));
+        header.sections[kind] = {static_cast<uint32_t>(kind + 1), 0, offset, size, checksums[kind]};
+        offset += size;
     }
-    header.file_size = offset;
+    header.file_bytes = offset;
     return header;
 }
 
-uint64_t rotate_left(uint64_t x, int bits) { return x << bits | x >> (64 - bits); }
-
-}  // namespace
-
-size_t ei_row_bytes(uint32_t dim) { return (size_t{dim} + 63) / 64 * 64; }
-
-ei_status ei_header(uint32_t dim, uint64_t count, const uint64_t checksums[EI_N_SECTIONS], void *out)
+// Check the header and take its layout. Everything but the checksums of the sections follows from that.
+ei_status read_header(const void *bytes, size_t size, Header *header, Layout *layout)
 {
-    if (dim == 0 || dim > EI_MAX_DIM || count > kMaxCount) return EI_ARGUMENT;
-    Header header = expected_header(dim, count, checksums);
-    header.checksum = checksum_of(&header, sizeof header);
-    std::memcpy(out, &header, sizeof header);
-    return EI_OK;
-}
-
-ei_status ei_open(const void *file, size_t size, int verify, ei_index **out)
-{
-    *out = nullptr;
-    if (reinterpret_cast<uintptr_t>(file) % 64 != 0) return EI_ARGUMENT;
-    Header header;
-    if (size < sizeof kMagic || std::memcmp(file, kMagic, sizeof kMagic) != 0) return EI_NOT_INDEX;
-    if (size < sizeof header) return EI_SIZE;
-    std::memcpy(&header, file, sizeof header);
+    if (size < sizeof kMagic || std::memcmp(bytes, kMagic, sizeof kMagic) != 0) return EI_NOT_INDEX;
+    if (size < sizeof *header) return EI_SIZE;
+    std::memcpy(header, bytes, sizeof *header);
 
     // Version and byte order before the checksum, so that a foreign file is called foreign and not damaged. A flipped bit in
     // either is then reported as that, and still stops here.
-    if (header.byte_order == 0x04030201) return EI_BYTE_ORDER;
-    if (header.version != kVersion) return EI_VERSION;
-    Header unsigned_header = header;
-    unsigned_header.checksum = 0;
-    if (header.checksum != checksum_of(&unsigned_header, sizeof header)) return EI_DAMAGED;
+    if (header->byte_order == 0x04030201) return EI_BYTE_ORDER;
+    if (header->version != kVersion) return EI_VERSION;
+    Header plain = *header;
+    plain.checksum = 0;
+    if (header->checksum != checksum_of(&plain, sizeof plain)) return EI_DAMAGED;
 
-    // The checksum is no secret, so a hostile header can be well signed: it must be the very header that its shape demands.
-    if (header.dim == 0 || header.dim > EI_MAX_DIM || header.count > kMaxCount) return EI_DAMAGED;
-    uint64_t checksums[EI_N_SECTIONS];
-    for (int i = 0; i < EI_N_SECTIONS; i++) checksums[i] = header.sections[i].checksum;
-    const Header expected = expected_header(header.dim, header.count, checksums);
-    if (std::memcmp(&unsigned_header, &expected, sizeof expected) != 0) return EI_DAMAGED;
-    if (header.file_size != size) return EI_SIZE;
-
-    const auto *bytes = static_cast<const uint8_t *>(file);
-    for (const Section &section : header.sections) {
-        if (verify && checksum_of(bytes + section.offset, section.size) != section.checksum) return EI_DAMAGED;
-    }
-    const auto count = static_cast<size_t>(header.count);
-    const auto *scales = reinterpret_cast<const float *>(bytes + header.sections[1].offset);
-    const auto *ids = reinterpret_cast<const int64_t *>(bytes + header.sections[2].offset);
-    for (size_t i = 0; i < count; i++) {
-        if (!(scales[i] > 0 && scales[i] <= FLT_MAX)) return EI_DAMAGED;
-        if (i > 0 && ids[i] <= ids[i - 1]) return EI_DAMAGED;
-    }
-    *out = new (std::nothrow) ei_index{header.dim, ei_row_bytes(header.dim), count,
-                                       reinterpret_cast<const int8_t *>(bytes + header.sections[0].offset), scales, ids,
-                                       static_cast<size_t>(header.sections[2].offset)};
-    return *out ? EI_OK : EI_MEMORY;
+    // The checksum is no secret, so a hostile header can be well signed: it must be the very header that its layout demands.
+    *layout = {header->dim, static_cast<ei_metric>(header->metric), header->max_links, header->ef_build,
+               header->count, header->n_links, header->n_entries};
+    if (header->metric < EI_COSINE || header->metric > EI_L2 || !layout->valid()) return EI_DAMAGED;
+    uint64_t checksums[kSections];
+    for (int kind = 0; kind < kSections; kind++) checksums[kind] = header->sections[kind].checksum;
+    const Header expected = expected_header(*layout, checksums);
+    return std::memcmp(&plain, &expected, sizeof expected) == 0 ? EI_OK : EI_DAMAGED;
 }
 
-void ei_close(ei_index *index) { delete index; }
-uint32_t ei_dim(const ei_index *index) { return index->dim; }
-size_t ei_count(const ei_index *index) { return index->count; }
-size_t ei_ids_offset(const ei_index *index) { return index->ids_offset; }
+// Whether a search may take these values for what they should be. What it uses to find its way is checked there.
+bool plausible(const ei_index &index)
+{
+    for (size_t i = 0; i < index.count(); i++) {
+        if (!(index.scales[i] > 0 && index.scales[i] <= FLT_MAX)) return false;
+        if (i > 0 && index.ids[i] <= index.ids[i - 1]) return false;
+        if (index.norms && !(index.norms[i] >= 0 && index.norms[i] <= FLT_MAX)) return false;
+    }
+    return true;
+}
+
+void fill_info(const Header &header, ei_info *info)
+{
+    *info = {header.count, header.file_bytes, header.hot_bytes, header.sections[kIds].offset, header.n_links,
+             header.dim, header.metric, header.max_links, header.ef_build};
+}
+
+}  // namespace
+
+void write_header(const Layout &layout, const uint64_t checksums[kSections], void *out)
+{
+    Header header = expected_header(layout, checksums);
+    header.checksum = checksum_of(&header, sizeof header);
+    std::memcpy(out, &header, sizeof header);
+}
 
 // Eight lanes, so that eight multiplications are under way at once. Every step is a bijection of the lane for given input and
 // of the input for a given lane, and so is the end in each lane: a change within one word can not go unseen.
-constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15;  // 2^64 / golden ratio, odd
-
-void ei_checksum_begin(ei_checksum *state)
+Checksum::Checksum()
 {
-    for (uint64_t i = 0; i < 8; i++) state->lanes[i] = (i + 1) * kMultiplier;
+    for (uint64_t i = 0; i < 8; i++) lanes_[i] = (i + 1) * kMultiplier;
 }
 
-ei_status ei_checksum_update(ei_checksum *state, const void *bytes, size_t size)
+void Checksum::add(const void *bytes, size_t size)
 {
-    if (size % EI_CHECKSUM_BLOCK != 0) return EI_ARGUMENT;
-    ei_checksum s = *state;
+    uint64_t lanes[8];
+    std::memcpy(lanes, lanes_, sizeof lanes);
     const auto *at = static_cast<const uint8_t *>(bytes);
-    for (const uint8_t *end = at + size; at != end; at += EI_CHECKSUM_BLOCK) {
+    for (const uint8_t *end = at + size; at != end; at += 64) {
         EI_PREFETCH(at);
         uint64_t words[8];
         std::memcpy(words, at, sizeof words);
-        for (int i = 0; i < 8; i++) s.lanes[i] = rotate_left((s.lanes[i] ^ words[i]) * kMultiplier, 29);
+        for (int i = 0; i < 8; i++) lanes[i] = rotate_left((lanes[i] ^ words[i]) * kMultiplier, 29);
     }
-    *state = s;
-    return EI_OK;
+    std::memcpy(lanes_, lanes, sizeof lanes);
 }
 
-uint64_t ei_checksum_end(const ei_checksum *state)
+uint64_t Checksum::end() const
 {
     uint64_t sum = 0;
-    for (const uint64_t lane : state->lanes) {
+    for (const uint64_t lane : lanes_) {
         sum = (sum ^ lane) * kMultiplier;
         sum ^= sum >> 32;
     }
     return sum;
+}
+
+uint64_t checksum_of(const void *bytes, size_t size)
+{
+    Checksum checksum;
+    checksum.add(bytes, size);
+    return checksum.end();
+}
+
+}  // namespace ei
+
+using namespace ei;
+
+const int8_t *ei_index::residual(size_t row) const
+{
+    const size_t dims = frame.dims(), group = row / kGroupRows;
+    if (check == EI_CHECK_SEARCH && !checked_groups[group].load(std::memory_order_relaxed)) {
+        const size_t begin = group * kGroupRows, end = std::min(count(), begin + kGroupRows);
+        if (checksum_of(residuals + begin * dims, (end - begin) * dims) != residual_sums[group]) return nullptr;
+        checked_groups[group].store(1, std::memory_order_relaxed);
+    }
+    return residuals + row * dims;
+}
+
+ei_status ei_open(const void *file, size_t size, ei_check check, ei_index **out)
+{
+    *out = nullptr;
+    if (reinterpret_cast<uintptr_t>(file) % EI_ALIGNMENT != 0) return EI_ARGUMENT;
+    Header header;
+    Layout layout;
+    const ei_status status = read_header(file, size, &header, &layout);
+    if (status != EI_OK) return status;
+    if (header.file_bytes != size) return EI_SIZE;
+
+    const auto *bytes = static_cast<const uint8_t *>(file);
+    const int n_checked = check == EI_CHECK_HEADER ? 0 : check == EI_CHECK_SEARCH ? int{kResiduals} : int{kSections};
+    for (int kind = 0; kind < n_checked; kind++) {
+        const Section &section = header.sections[kind];
+        if (checksum_of(bytes + section.offset, static_cast<size_t>(section.size)) != section.checksum) return EI_DAMAGED;
+    }
+    const auto at = [&](int kind) {
+        return layout.section_bytes(kind) ? static_cast<const void *>(bytes + header.sections[kind].offset) : nullptr;
+    };
+    try {
+        std::unique_ptr<ei_index> index(new ei_index{
+            layout, Frame(layout.dim, layout.metric, static_cast<const float *>(at(kCentre))), header.file_bytes, header.hot_bytes,
+            header.sections[kIds].offset, padded_dim(layout.dim) / 2, static_cast<const uint8_t *>(at(kCodes)),
+            static_cast<const float *>(at(kScales)), static_cast<const float *>(at(kNorms)),
+            static_cast<const int64_t *>(at(kIds)), static_cast<const uint32_t *>(at(kLinkStarts)),
+            static_cast<const uint32_t *>(at(kLinks)), static_cast<const uint32_t *>(at(kEntries)),
+            static_cast<const uint64_t *>(at(kResidualSums)), static_cast<const int8_t *>(at(kResiduals)),
+            check, nullptr});
+        if (check != EI_CHECK_HEADER && !plausible(*index)) return EI_DAMAGED;
+        if (check == EI_CHECK_SEARCH) {
+            index->checked_groups.reset(new std::atomic<uint8_t>[(index->count() + kGroupRows - 1) / kGroupRows]());
+        }
+        *out = index.release();
+    } catch (const std::bad_alloc &) {
+        return EI_MEMORY;
+    }
+    return EI_OK;
+}
+
+void ei_close(ei_index *index) { delete index; }
+
+void ei_get_info(const ei_index *index, ei_info *info)
+{
+    const Layout &layout = index->layout;
+    *info = {layout.count, index->file_bytes, index->hot_bytes, index->ids_offset, layout.n_links,
+             layout.dim, static_cast<uint32_t>(layout.metric), layout.max_links, layout.ef_build};
+}
+
+ei_status ei_peek(const void *bytes, size_t size, ei_info *info)
+{
+    Header header;
+    Layout layout;
+    const ei_status status = read_header(bytes, size, &header, &layout);
+    if (status == EI_OK) fill_info(header, info);
+    return status;
+}
+
+ei_status ei_vectors(const ei_index *index, const uint32_t *rows, size_t n, float *out)
+{
+    try {
+        std::vector<float> coordinates(index->frame.dims());
+        for (size_t i = 0; i < n; i++, out += index->layout.dim) {
+            const size_t row = rows[i];
+            if (row >= index->count()) return EI_ARGUMENT;
+            const int8_t *residual = index->residual(row);
+            if (!residual) return EI_DAMAGED;
+            decode_row(index->row_codes(row), residual, coordinates.size(), index->scales[row], coordinates.data());
+            index->frame.leave(coordinates.data(), out);
+        }
+    } catch (const std::bad_alloc &) {
+        return EI_MEMORY;
+    }
+    return EI_OK;
 }
 
 const char *ei_status_text(ei_status status)
@@ -173,6 +292,8 @@ const char *ei_status_text(ei_status status)
     case EI_SIZE: return "cut short, or longer than it was written";
     case EI_DAMAGED: return "damaged: its bytes are not those that were written";
     case EI_SIMD: return "no such kernel on this processor";
+    case EI_CANCELLED: return "stopped before the end";
+    case EI_VECTOR: return "a vector is zero, too large or not finite";
     }
     return "unknown status";
 }

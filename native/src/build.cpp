@@ -1,0 +1,732 @@
+// Building a file: rows come in and are rounded, a graph is made over them, everything is written in one pass.
+//
+// The graph. Every row gets links to rows near it, of which those are kept that lead in different directions: a neighbour is
+// left out if another one that is kept is nearer to it than the row is. Rows are put in one batch after the other, in an
+// order drawn from the seed. The rows of a batch look for their neighbours in the graph of the batches before, each by
+// itself; then the links back to them are made, for each target by itself. So no step depends on which thread did what, and
+// the file is the same for any number of threads.
+#include "format.h"
+#include "parallel.h"
+#include "walk.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <optional>
+
+namespace ei {
+
+namespace {
+
+constexpr uint32_t kDefaultMaxLinks = 40;
+constexpr uint32_t kDefaultEfBuild = 100;
+constexpr uint32_t kDefaultGraphFrom = 16384;
+constexpr size_t kCentreRows = 1024;  // from so many rows on, the first of them say where the centre is
+constexpr size_t kFewestForCentre = 32;
+constexpr size_t kChunkRows = 4096;
+constexpr size_t kLargestBatch = 4096;
+constexpr size_t kWalksAtOnce = 6;
+constexpr uint32_t kNone = UINT32_MAX;
+constexpr float kAlpha = 1.0f;
+constexpr double kEntriesFactor = 0.5;
+
+uint64_t mixed(uint64_t x)  // a bijection whose output looks random (splitmix64)
+{
+    x += 0x9E3779B97F4A7C15;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    return x ^ x >> 31;
+}
+
+template <class T>
+class AlignedArray {  // of a size that is known at once; zero at first
+  public:
+    explicit AlignedArray(size_t n = 0) : memory_(new uint8_t[n * sizeof(T) + EI_ALIGNMENT]())
+    {
+        const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+        data_ = reinterpret_cast<T *>((address + EI_ALIGNMENT - 1) / EI_ALIGNMENT * EI_ALIGNMENT);
+    }
+    T *data() const { return data_; }
+
+  private:
+    std::unique_ptr<uint8_t[]> memory_;
+    T *data_;
+};
+
+// Rows as they came in. Chunks, so that growing never copies, and codes can be put together and let go chunk by chunk.
+struct Chunk {
+    AlignedArray<uint8_t> codes;
+    AlignedArray<int8_t> residuals;
+    explicit Chunk(size_t dims) : codes(kChunkRows * dims / 2), residuals(kChunkRows * dims) {}
+};
+
+struct BuildLinks {
+    const uint32_t *links;
+    const uint8_t *degrees;
+    size_t stride;
+
+    const uint32_t *of(uint32_t row, size_t *n) const
+    {
+        *n = degrees[row];
+        return links + row * stride;
+    }
+    void prefetch(uint32_t row) const
+    {
+#if defined(__GNUC__)
+        __builtin_prefetch(degrees + row);
+        __builtin_prefetch(links + row * stride);
+        __builtin_prefetch(links + row * stride + 16);
+#else
+        (void)row;
+#endif
+    }
+};
+
+struct Candidate {
+    float distance;  // squared, from the row whose neighbours are chosen
+    uint32_t row;
+    bool operator<(const Candidate &other) const
+    {
+        return distance != other.distance ? distance < other.distance : row < other.row;
+    }
+};
+
+struct BackLink {
+    uint32_t to, from;
+    bool operator<(const BackLink &other) const { return to != other.to ? to < other.to : from < other.from; }
+};
+
+}  // namespace
+
+}  // namespace ei
+
+using namespace ei;
+
+struct ei_builder {
+    ei_build_settings settings;
+    std::optional<Frame> frame;  // once the centre is known
+    Threads threads;
+
+    std::vector<float> waiting;  // vectors that came before the centre was known; their ids are in `ids`
+    std::vector<int64_t> ids;
+    std::vector<Chunk> chunks;
+    std::vector<float> scales, norms;  // norms: squared lengths
+
+    const ei_index *base = nullptr;   // the index that the first rows were taken from
+    std::vector<uint32_t> base_rows;  // where in it they stand
+
+    AlignedArray<uint8_t> codes;  // of all rows, from finish() on
+    std::vector<uint32_t> links;  // (count, stride)
+    std::vector<uint8_t> degrees;
+    size_t stride = 0;
+    std::vector<float> extras;    // EI_INNER_PRODUCT: a further coordinate that gives all rows the same length
+    std::vector<float> lengths2;  // squared lengths with that coordinate
+    std::vector<uint32_t> order, entries;
+
+    explicit ei_builder(const ei_build_settings &s) : settings(s), threads(s.threads) {}
+
+    size_t count() const { return ids.size(); }
+    size_t dims() const { return padded_dim(settings.dim); }
+    const int8_t *residual(size_t row) const { return chunks[row / kChunkRows].residuals.data() + row % kChunkRows * dims(); }
+};
+
+namespace ei {
+
+namespace {
+
+// ---- rows ----
+
+void reserve_rows(ei_builder &b, size_t count)
+{
+    const size_t n_chunks = (count + kChunkRows - 1) / kChunkRows;
+    while (b.chunks.size() < n_chunks) b.chunks.emplace_back(b.dims());
+    b.scales.resize(count);
+    b.norms.resize(count);
+}
+
+// Round n vectors into the rows from `first` on.
+void encode(ei_builder &b, size_t first, const float *vectors, size_t n)
+{
+    const size_t dims = b.dims();
+    reserve_rows(b, first + n);
+    b.threads.each(n, 256, [&](unsigned, size_t begin, size_t end) {
+        std::vector<float> coordinates(dims);
+        for (size_t i = begin; i < end; i++) {
+            b.frame->enter_row(vectors + i * b.settings.dim, coordinates.data());
+            const size_t row = first + i;
+            Chunk &chunk = b.chunks[row / kChunkRows];
+            uint8_t *codes = chunk.codes.data() + row % kChunkRows * (dims / 2);
+            int8_t *residual = chunk.residuals.data() + row % kChunkRows * dims;
+            b.scales[row] = encode_row(coordinates.data(), dims, codes, residual);
+            b.norms[row] = static_cast<float>(stored_norm2(codes, residual, dims, b.scales[row]));
+        }
+    });
+}
+
+// Fix the centre at the mean of the vectors that wait, and encode them.
+void settle_centre(ei_builder &b)
+{
+    const uint32_t dim = b.settings.dim;
+    const size_t n = b.waiting.size() / dim;
+    std::vector<float> centre(dim), vector(dim);
+    if (n >= kFewestForCentre) {
+        const Frame plain(dim, b.settings.metric, nullptr);
+        std::vector<double> sums(dim);
+        for (size_t row = 0; row < n; row++) {
+            plain.normalise(&b.waiting[row * dim], vector.data());
+            for (uint32_t i = 0; i < dim; i++) sums[i] += double{vector[i]};
+        }
+        for (uint32_t i = 0; i < dim; i++) centre[i] = static_cast<float>(sums[i] / static_cast<double>(n));
+    }
+    b.frame.emplace(dim, b.settings.metric, centre.data());
+    encode(b, 0, b.waiting.data(), n);
+    b.waiting = {};
+}
+
+// ---- the graph ----
+
+class GraphMaker {
+  public:
+    GraphMaker(ei_builder &b, ei_progress progress, void *context);
+    bool make();  // false: cancelled
+
+  private:
+    struct Scratch {  // of one thread
+        std::vector<int8_t> query;
+        std::vector<Candidate> candidates, kept;
+        std::vector<uint32_t> which;
+        std::vector<int32_t> dots;
+        std::vector<float> scores;
+        std::vector<BackLink> back_links;
+    };
+    struct Lane {
+        uint32_t row;
+        std::vector<int8_t> query;
+        Walk<BuildLinks> walk;
+    };
+
+    Aim aim_at(uint32_t row, int8_t *query) const;
+    float distance(uint32_t from, uint32_t to, float product) const { return b_.lengths2[from] + b_.lengths2[to] - 2 * product; }
+    void choose(Scratch &scratch, size_t most);
+    void set_links(uint32_t row, const std::vector<Candidate> &kept);
+    void find_neighbours(unsigned worker, const uint32_t *batch, size_t n, Scratch &scratch);
+    void link_back(const BackLink *begin, const BackLink *end, Scratch &scratch);
+    void add_batch(const uint32_t *batch, size_t n);
+    void set_lengths();
+    void set_order();
+    void take_graph();
+    void take_links(uint32_t row, const std::vector<uint32_t> &new_rows, Scratch &scratch);
+    void choose_among(uint32_t row, Scratch &scratch);
+    void reach_all();
+
+    ei_builder &b_;
+    ei_progress progress_;
+    void *context_;
+    Rows rows_;
+    size_t most_, kept_;  // links of a row: when there are more than most_, kept_ of them are chosen
+    size_t n_taken_;      // rows whose links come from the base
+    size_t n_starts_ = 0; // a walk starts from the first so many of the order
+    std::vector<Scratch> scratch_;
+    std::vector<std::vector<std::unique_ptr<Lane>>> lanes_;
+    std::vector<BackLink> back_links_;
+};
+
+GraphMaker::GraphMaker(ei_builder &b, ei_progress progress, void *context)
+    : b_(b), progress_(progress), context_(context), most_(b.settings.max_links), kept_((b.settings.max_links * 3 + 3) / 4),
+      n_taken_(b.base && b.base->has_graph() ? b.base_rows.size() : 0), scratch_(b.threads.count()), lanes_(b.threads.count())
+{
+    for (Scratch &scratch : scratch_) scratch.query.resize(b.dims());
+}
+
+// The row as what is looked for: the product with any row, as in a search, plus that of the further coordinates.
+Aim GraphMaker::aim_at(uint32_t row, int8_t *query) const
+{
+    int32_t sum;
+    row_as_query(b_.codes.data() + row * (b_.dims() / 2), b_.residual(row), b_.dims(), query, &sum);
+    return {query, sum, b_.scales[row] * 16 * 256, b_.extras.empty() ? 0.0f : b_.extras[row]};
+}
+
+// From candidates, sorted, choose up to `most`: the nearest, and then each that is nearer to the row than to any chosen one.
+void GraphMaker::choose(Scratch &s, size_t most)
+{
+    s.kept.clear();
+    std::vector<Candidate> &left = s.candidates;
+    size_t n = left.size();
+    while (n > 0 && s.kept.size() < most) {
+        const Candidate chosen = left[0];
+        s.kept.push_back(chosen);
+        if (s.kept.size() == most) return;
+        const Aim aim = aim_at(chosen.row, s.query.data());
+        s.which.resize(n), s.dots.resize(n), s.scores.resize(n);
+        for (size_t i = 1; i < n; i++) s.which[i] = left[i].row;
+        score_rows(rows_, aim, s.which.data() + 1, n - 1, s.dots.data(), s.scores.data());
+        size_t n_left = 0;
+        for (size_t i = 1; i < n; i++) {
+            left[n_left] = left[i];
+            n_left += kAlpha * distance(chosen.row, left[i].row, s.scores[i - 1]) > left[i].distance;
+        }
+        n = n_left;
+    }
+}
+
+void GraphMaker::set_links(uint32_t row, const std::vector<Candidate> &kept)
+{
+    for (size_t i = 0; i < kept.size(); i++) b_.links[row * b_.stride + i] = kept[i].row;
+    b_.degrees[row] = static_cast<uint8_t>(kept.size());
+}
+
+void GraphMaker::find_neighbours(unsigned worker, const uint32_t *batch, size_t n, Scratch &s)
+{
+    std::vector<std::unique_ptr<Lane>> &lanes = lanes_[worker];
+    while (lanes.size() < std::min(n, kWalksAtOnce)) {
+        lanes.emplace_back(new Lane{0, std::vector<int8_t>(b_.dims()), Walk<BuildLinks>(rows_, {b_.links.data(), b_.degrees.data(), b_.stride})});
+    }
+    size_t next = 0;
+    const auto start = [&](Lane &lane) {
+        lane.row = batch[next++];
+        lane.walk.start(aim_at(lane.row, lane.query.data()), b_.settings.ef_build, b_.order.data(), n_starts_);
+    };
+    const auto finish = [&](Lane &lane) {
+        s.candidates.clear();
+        for (const Key key : lane.walk.found()) {
+            if (row_of(key) != lane.row) s.candidates.push_back({distance(lane.row, row_of(key), score_of(key)), row_of(key)});
+        }
+        std::sort(s.candidates.begin(), s.candidates.end());
+        choose(s, kept_);
+        set_links(lane.row, s.kept);
+        for (const Candidate &c : s.kept) s.back_links.push_back({c.row, lane.row});
+    };
+    size_t running = std::min(n, kWalksAtOnce);
+    for (size_t i = 0; i < running; i++) start(*lanes[i]);
+    while (running > 0) {
+        for (size_t i = 0; i < running;) {
+            if (lanes[i]->walk.step()) {
+                i++;
+                continue;
+            }
+            finish(*lanes[i]);
+            if (next < n) {
+                start(*lanes[i]);
+            } else {
+                std::swap(lanes[i], lanes[--running]);
+            }
+        }
+    }
+}
+
+// Give one row links to rows that have linked to it; where that makes too many, choose anew.
+void GraphMaker::link_back(const BackLink *begin, const BackLink *end, Scratch &s)
+{
+    const uint32_t row = begin->to;
+    uint32_t *links = b_.links.data() + row * b_.stride;
+    size_t degree = b_.degrees[row];
+    const size_t n_new = static_cast<size_t>(end - begin);
+    if (degree + n_new <= most_) {
+        for (const BackLink *link = begin; link != end; link++) links[degree++] = link->from;
+        b_.degrees[row] = static_cast<uint8_t>(degree);
+        return;
+    }
+    s.which.assign(links, links + degree);
+    for (const BackLink *link = begin; link != end; link++) s.which.push_back(link->from);
+    choose_among(row, s);
+}
+
+// Set the links of a row to the best of the rows in scratch.which.
+void GraphMaker::choose_among(uint32_t row, Scratch &s)
+{
+    const size_t n = s.which.size();
+    s.dots.resize(n), s.scores.resize(n);
+    for (const uint32_t other : s.which) prefetch_row(rows_, other);
+    score_rows(rows_, aim_at(row, s.query.data()), s.which.data(), n, s.dots.data(), s.scores.data());
+    s.candidates.clear();
+    for (size_t i = 0; i < n; i++) s.candidates.push_back({distance(row, s.which[i], s.scores[i]), s.which[i]});
+    std::sort(s.candidates.begin(), s.candidates.end());
+    choose(s, kept_);
+    set_links(row, s.kept);
+}
+
+void GraphMaker::add_batch(const uint32_t *batch, size_t n)
+{
+    b_.threads.each(n, std::max<size_t>(1, std::min<size_t>(64, n / b_.threads.count() / 4)), [&](unsigned worker, size_t begin, size_t end) {
+        find_neighbours(worker, batch + begin, end - begin, scratch_[worker]);
+    });
+    back_links_.clear();
+    for (Scratch &s : scratch_) {
+        back_links_.insert(back_links_.end(), s.back_links.begin(), s.back_links.end());
+        s.back_links.clear();
+    }
+    std::sort(back_links_.begin(), back_links_.end());
+    std::vector<size_t> groups;
+    for (size_t i = 0; i < back_links_.size(); i++) {
+        if (i == 0 || back_links_[i].to != back_links_[i - 1].to) groups.push_back(i);
+    }
+    groups.push_back(back_links_.size());
+    b_.threads.each(groups.size() - 1, 64, [&](unsigned worker, size_t begin, size_t end) {
+        for (size_t g = begin; g < end; g++) link_back(&back_links_[groups[g]], back_links_.data() + groups[g + 1], scratch_[worker]);
+    });
+}
+
+// Distances are between the rows as stored, whatever a search will score. For EI_INNER_PRODUCT a further coordinate that makes
+// all rows equally long turns the largest product into the smallest distance.
+void GraphMaker::set_lengths()
+{
+    b_.lengths2 = b_.norms;
+    if (b_.settings.metric != EI_INNER_PRODUCT) return;
+    const float longest = *std::max_element(b_.norms.begin(), b_.norms.end());
+    b_.extras.resize(b_.count());
+    for (size_t row = 0; row < b_.count(); row++) b_.extras[row] = std::sqrt(longest - b_.norms[row]);
+    std::fill(b_.lengths2.begin(), b_.lengths2.end(), longest);
+}
+
+// Rows that have a graph first, and each part by a number drawn for each id: rows that came one after the other, which are often
+// near each other, then come far apart.
+void GraphMaker::set_order()
+{
+    std::vector<std::pair<uint64_t, uint32_t>> drawn;
+    for (uint32_t row = 0; row < b_.count(); row++) {
+        drawn.emplace_back(mixed(static_cast<uint64_t>(b_.ids[row]) ^ mixed(b_.settings.seed)), row);
+    }
+    std::sort(drawn.begin(), drawn.end());
+    const size_t n_entries = 1 + static_cast<size_t>(kEntriesFactor * std::sqrt(static_cast<double>(b_.count())));
+    for (const auto &[number, row] : drawn) {
+        b_.order.push_back(row);
+        if (b_.entries.size() < n_entries) b_.entries.push_back(row);
+    }
+    std::stable_partition(b_.order.begin(), b_.order.end(), [&](uint32_t row) { return row < n_taken_; });
+}
+
+// Take over the links of the base. Where some of them lead to rows that are left out, choose among the others and those that
+// the rows left out led to.
+void GraphMaker::take_links(uint32_t row, const std::vector<uint32_t> &new_rows, Scratch &s)
+{
+    const FileLinks graph = b_.base->graph();
+    s.which.clear();
+    bool mend = false;
+    const auto collect = [&](uint32_t old_row, const auto &otherwise) {
+        size_t n;
+        const uint32_t *links = graph.of(old_row, &n);
+        for (size_t i = 0; i < n; i++) {
+            if (links[i] >= new_rows.size()) continue;  // a damaged file that is well signed
+            if (new_rows[links[i]] != row && new_rows[links[i]] != kNone) s.which.push_back(new_rows[links[i]]);
+            if (new_rows[links[i]] == kNone) otherwise(links[i]);
+        }
+    };
+    collect(b_.base_rows[row], [&](uint32_t left_out) {
+        mend = true;
+        collect(left_out, [](uint32_t) {});
+    });
+    if (mend || s.which.size() > most_) {
+        std::sort(s.which.begin(), s.which.end());
+        s.which.erase(std::unique(s.which.begin(), s.which.end()), s.which.end());
+        choose_among(row, s);
+    } else {
+        std::copy(s.which.begin(), s.which.end(), &b_.links[row * b_.stride]);
+        b_.degrees[row] = static_cast<uint8_t>(s.which.size());
+    }
+}
+
+void GraphMaker::take_graph()
+{
+    std::vector<uint32_t> new_rows(b_.base->count(), kNone);
+    for (uint32_t row = 0; row < n_taken_; row++) new_rows[b_.base_rows[row]] = row;
+    b_.threads.each(n_taken_, 256, [&](unsigned worker, size_t begin, size_t end) {
+        for (size_t row = begin; row < end; row++) take_links(static_cast<uint32_t>(row), new_rows, scratch_[worker]);
+    });
+}
+
+// Make every row one that a walk can come to: choosing may leave rows (of many that are equal, say) that no link leads to.
+void GraphMaker::reach_all()
+{
+    std::vector<bool> reached(b_.count());
+    std::vector<uint32_t> to_visit, last_added(b_.count(), kNone);
+    const auto reach_from = [&](uint32_t start) {
+        reached[start] = true;
+        to_visit.push_back(start);
+        while (!to_visit.empty()) {
+            const uint32_t row = to_visit.back();
+            to_visit.pop_back();
+            for (size_t i = 0; i < b_.degrees[row]; i++) {
+                const uint32_t next = b_.links[row * b_.stride + i];
+                if (!reached[next]) to_visit.push_back(next);
+                reached[next] = true;
+            }
+        }
+    };
+    const auto link_to = [&](uint32_t row) {
+        for (size_t i = 0; i < b_.degrees[row]; i++) {
+            uint32_t parent = b_.links[row * b_.stride + i];
+            if (!reached[parent]) continue;
+            const uint32_t first = parent;
+            while (b_.degrees[parent] == b_.stride && last_added[parent] != kNone) parent = last_added[parent];
+            if (b_.degrees[parent] == b_.stride) continue;
+            b_.links[parent * b_.stride + b_.degrees[parent]++] = row;
+            last_added[first] = row;
+            return true;
+        }
+        return false;
+    };
+    for (const uint32_t entry : b_.entries) reach_from(entry);
+    for (uint32_t row = 0; row < b_.count(); row++) {
+        if (reached[row]) continue;
+        if (!link_to(row)) b_.entries.push_back(row);
+        reach_from(row);
+    }
+}
+
+bool GraphMaker::make()
+{
+    const size_t n = b_.count();
+    set_lengths();
+    b_.stride = most_;
+    b_.links.resize(n * b_.stride);
+    b_.degrees.resize(n);
+    rows_ = {n, b_.dims(), b_.codes.data(), b_.scales.data(), b_.extras.empty() ? nullptr : b_.extras.data(), ei_kernel_in_use()};
+    set_order();
+    if (n_taken_ > 0) take_graph();
+    for (size_t done = n_taken_; done < n;) {
+        // Rows of a batch do not see each other: it is small beside what is there, and beside what is new, which may be alike.
+        const size_t size = std::min({std::max<size_t>(1, done / 32), std::max<size_t>(16, (done - n_taken_) / 4), kLargestBatch, n - done});
+        n_starts_ = std::min(done, b_.entries.size());
+        add_batch(&b_.order[done], size);
+        done += size;
+        if (progress_ && progress_(context_, done, n) != 0) return false;
+    }
+    reach_all();
+    return true;
+}
+
+}  // namespace
+
+}  // namespace ei
+
+// ---- the file ----
+
+namespace ei {
+
+namespace {
+
+// Put the codes of all chunks together, and let the chunks' own go.
+void join_codes(ei_builder &b)
+{
+    const size_t row_bytes = b.dims() / 2;
+    b.codes = AlignedArray<uint8_t>(b.count() * row_bytes);
+    for (size_t first = 0; first < b.count(); first += kChunkRows) {
+        Chunk &chunk = b.chunks[first / kChunkRows];
+        std::memcpy(b.codes.data() + first * row_bytes, chunk.codes.data(), std::min(kChunkRows, b.count() - first) * row_bytes);
+        chunk.codes = AlignedArray<uint8_t>();
+    }
+}
+
+using Use = std::function<bool(const void *, size_t)>;  // false: stop
+
+// Use the bytes of a section, in order and without the padding.
+bool each_part(const ei_builder &b, int kind, const Use &use)
+{
+    const auto whole = [&](const auto &values) { return values.empty() || use(values.data(), values.size() * sizeof values[0]); };
+    std::vector<uint32_t> some;
+    std::vector<uint64_t> sums;
+    switch (kind) {
+    case kCentre: return whole(b.frame->centre());
+    case kCodes: return b.count() == 0 || use(b.codes.data(), b.count() * b.dims() / 2);
+    case kScales: return whole(b.scales);
+    case kNorms: return b.settings.metric != EI_L2 || whole(b.norms);
+    case kIds: return whole(b.ids);
+    case kLinkStarts:
+        if (b.entries.empty()) return true;
+        some.push_back(0);
+        for (size_t row = 0; row < b.count(); row++) some.push_back(some.back() + b.degrees[row]);
+        return whole(some);
+    case kLinks:
+        for (size_t row = 0; row < b.count() && !b.entries.empty(); row++) {
+            const uint32_t *links = &b.links[row * b.stride];
+            some.insert(some.end(), links, links + b.degrees[row]);
+            if (some.size() >= 1 << 16 || row + 1 == b.count()) {
+                if (!whole(some)) return false;
+                some.clear();
+            }
+        }
+        return true;
+    case kEntries: return whole(b.entries);
+    case kResidualSums:
+        for (size_t row = 0; row < b.count(); row += kGroupRows) {
+            sums.push_back(checksum_of(b.residual(row), std::min(kGroupRows, b.count() - row) * b.dims()));
+        }
+        return whole(sums);
+    default:
+        for (size_t row = 0; row < b.count(); row += kChunkRows) {
+            if (!use(b.residual(row), std::min(kChunkRows, b.count() - row) * b.dims())) return false;
+        }
+        return true;
+    }
+}
+
+// Cut parts of any size into blocks of a section's alignment, the last one padded.
+class Blocks {
+  public:
+    explicit Blocks(const Use &use) : use_(use) {}
+    bool operator()(const void *bytes, size_t size)
+    {
+        const auto *at = static_cast<const uint8_t *>(bytes);
+        if (n_ > 0) {
+            const size_t n = std::min(size, kSectionAlignment - n_);
+            std::memcpy(block_ + n_, at, n);
+            n_ += n, at += n, size -= n;
+            if (n_ < kSectionAlignment) return true;
+            n_ = 0;
+            if (!use_(block_, kSectionAlignment)) return false;
+        }
+        const size_t whole = size / kSectionAlignment * kSectionAlignment;
+        if (whole && !use_(at, whole)) return false;
+        std::memcpy(block_, at + whole, n_ = size - whole);
+        return true;
+    }
+    bool end()
+    {
+        if (n_ == 0) return true;
+        std::memset(block_ + n_, 0, kSectionAlignment - n_);
+        return use_(block_, kSectionAlignment);
+    }
+
+  private:
+    const Use &use_;
+    uint8_t block_[kSectionAlignment];
+    size_t n_ = 0;
+};
+
+bool each_block(const ei_builder &b, int kind, const Use &use)
+{
+    Blocks blocks(use);
+    return each_part(b, kind, std::ref(blocks)) && blocks.end();
+}
+
+ei_status write_file(const ei_builder &b, ei_write write, void *context)
+{
+    Layout layout{b.settings.dim, b.settings.metric, b.settings.max_links, b.settings.ef_build, b.count(), 0, b.entries.size()};
+    for (const uint8_t degree : b.degrees) layout.n_links += degree;
+    uint64_t checksums[kSections];
+    for (int kind = 0; kind < kSections; kind++) {
+        Checksum checksum;
+        each_block(b, kind, [&](const void *bytes, size_t size) {
+            checksum.add(bytes, size);
+            return true;
+        });
+        checksums[kind] = checksum.end();
+    }
+    uint8_t header[EI_HEADER_BYTES];
+    write_header(layout, checksums, header);
+    if (write(context, header, sizeof header) != 0) return EI_CANCELLED;
+    for (int kind = 0; kind < kSections; kind++) {
+        const bool done = each_block(b, kind, [&](const void *bytes, size_t size) { return write(context, bytes, size) == 0; });
+        if (!done) return EI_CANCELLED;
+    }
+    return EI_OK;
+}
+
+}  // namespace
+
+}  // namespace ei
+
+ei_status ei_builder_new(const ei_build_settings *settings, ei_builder **out)
+{
+    *out = nullptr;
+    ei_build_settings s = *settings;
+    if (s.max_links == 0) s.max_links = kDefaultMaxLinks;
+    if (s.ef_build == 0) s.ef_build = kDefaultEfBuild;
+    if (s.graph_from == 0) s.graph_from = kDefaultGraphFrom;
+    if (s.dim == 0 || s.dim > EI_MAX_DIM || s.metric < EI_COSINE || s.metric > EI_L2 || s.max_links < 4 ||
+        s.max_links > EI_MAX_LINKS || s.ef_build > EI_MAX_EF || s.threads == 0 || s.threads > EI_MAX_THREADS) {
+        return EI_ARGUMENT;
+    }
+    try {
+        *out = new ei_builder(s);
+    } catch (const std::exception &) {
+        return EI_MEMORY;
+    }
+    return EI_OK;
+}
+
+void ei_builder_free(ei_builder *builder) { delete builder; }
+
+ei_status ei_builder_take(ei_builder *builder, const ei_index *from, const uint8_t *keep)
+{
+    ei_builder &b = *builder;
+    if (b.base || b.count() > 0 || from->layout.dim != b.settings.dim || from->layout.metric != b.settings.metric ||
+        from->check == EI_CHECK_HEADER) {
+        return EI_ARGUMENT;
+    }
+    try {
+        b.base = from;
+        b.frame.emplace(from->frame);
+        for (size_t row = 0; row < from->count(); row++) {
+            if (keep && !bit_of(keep, row)) continue;
+            if (!from->residual(row)) return EI_DAMAGED;
+            b.base_rows.push_back(static_cast<uint32_t>(row));
+            b.ids.push_back(from->ids[row]);
+        }
+        const size_t dims = b.dims();
+        reserve_rows(b, b.count());
+        b.threads.each(b.count(), 256, [&](unsigned, size_t begin, size_t end) {
+            for (size_t row = begin; row < end; row++) {
+                const size_t old_row = b.base_rows[row];
+                Chunk &chunk = b.chunks[row / kChunkRows];
+                const uint8_t *codes = from->row_codes(old_row);
+                const int8_t *residual = from->residuals + old_row * dims;
+                std::memcpy(chunk.codes.data() + row % kChunkRows * (dims / 2), codes, dims / 2);
+                std::memcpy(chunk.residuals.data() + row % kChunkRows * dims, residual, dims);
+                b.scales[row] = from->scales[old_row];
+                b.norms[row] = static_cast<float>(stored_norm2(codes, residual, dims, b.scales[row]));
+            }
+        });
+        return EI_OK;
+    } catch (const std::exception &) {
+        return EI_MEMORY;
+    }
+}
+
+ei_status ei_builder_add(ei_builder *builder, const int64_t *ids, const float *rows, size_t n, size_t *bad)
+{
+    ei_builder &b = *builder;
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 ? ids[i] <= ids[i - 1] : !b.ids.empty() && ids[0] <= b.ids.back()) return EI_ARGUMENT;
+    }
+    if (n > EI_MAX_ROWS - b.count()) return EI_ARGUMENT;
+    const uint32_t dim = b.settings.dim;
+    try {
+        const Frame plain(dim, b.settings.metric, nullptr);
+        for (size_t i = 0; i < n; i++) {
+            if (!plain.usable(rows + i * dim)) {
+                *bad = i;
+                return EI_VECTOR;
+            }
+        }
+        const size_t before = b.count();
+        b.ids.insert(b.ids.end(), ids, ids + n);
+        size_t n_waiting = 0;
+        if (!b.frame) {
+            n_waiting = std::min(n, kCentreRows - before);
+            b.waiting.insert(b.waiting.end(), rows, rows + n_waiting * dim);
+            if (before + n_waiting == kCentreRows) settle_centre(b);
+        }
+        if (n_waiting < n) encode(b, before + n_waiting, rows + n_waiting * dim, n - n_waiting);
+        return EI_OK;
+    } catch (const std::exception &) {
+        return EI_MEMORY;
+    }
+}
+
+ei_status ei_builder_finish(ei_builder *builder, ei_progress progress, ei_write write, void *context)
+{
+    ei_builder &b = *builder;
+    try {
+        if (!b.frame) settle_centre(b);
+        join_codes(b);
+        if (b.count() >= b.settings.graph_from) {
+            GraphMaker maker(b, progress, context);
+            if (!maker.make()) return EI_CANCELLED;
+        }
+        return write_file(b, write, context);
+    } catch (const std::exception &) {
+        return EI_MEMORY;
+    }
+}

@@ -1,0 +1,179 @@
+// Following the graph: from the entry rows to ever nearer neighbours, keeping the best `ef` rows seen in sight.
+#ifndef EI_WALK_H
+#define EI_WALK_H
+
+#include "edge_index.h"
+#include "kernels.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+namespace ei {
+
+// A score and its row as one number, larger for a better score, then for a smaller row. The lowest bit is free.
+using Key = uint64_t;
+
+inline Key key_of(float score, uint32_t row)
+{
+    uint32_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+    return Key{bits} << 32 | (0x7fffffffu - row) << 1;
+}
+
+inline uint32_t row_of(Key key) { return 0x7fffffffu - (static_cast<uint32_t>(key) >> 1); }
+
+inline float score_of(Key key)
+{
+    uint32_t bits = static_cast<uint32_t>(key >> 32);
+    bits ^= bits >> 31 ? 0x80000000u : 0xffffffffu;
+    float score;
+    std::memcpy(&score, &bits, sizeof score);
+    return score;
+}
+
+// The rows that can be met, as they are read while searching.
+struct Rows {
+    size_t count, dims;
+    const uint8_t *codes;
+    const float *scales;
+    const float *extras;  // NULL, or what else a score depends on
+    const ei_kernel *kernel;
+};
+
+// What is looked for: score of a row = scale * scales[row] * (product of query and codes) + extra_weight * extras[row].
+struct Aim {
+    const int8_t *query;
+    int32_t sum;
+    float scale, extra_weight;
+};
+
+inline void score_rows(const Rows &rows, const Aim &aim, const uint32_t *which, size_t n, int32_t *dots, float *scores)
+{
+    rows.kernel->dot4(aim.query, rows.dims, rows.codes, which, n, dots);
+    for (size_t i = 0; i < n; i++) {
+        scores[i] = static_cast<float>(dots[i] - 8 * aim.sum) * (aim.scale * rows.scales[which[i]]);
+    }
+    if (!rows.extras) return;
+    for (size_t i = 0; i < n; i++) scores[i] += aim.extra_weight * rows.extras[which[i]];
+}
+
+inline void prefetch_row(const Rows &rows, uint32_t row)
+{
+#if defined(__GNUC__)
+    const uint8_t *codes = rows.codes + row * (rows.dims / 2);
+    // Into the second cache only: more such requests can be under way at once.
+    for (size_t at = 0; at < rows.dims / 2; at += 64) __builtin_prefetch(codes + at, 0, 2);
+    __builtin_prefetch(rows.scales + row);
+#endif
+}
+
+// One walk. Memory waits cost more than arithmetic, so it goes in steps, each of which asks for the bytes that the next one
+// reads: several walks that take steps in turn wait together.
+//
+// Links gives the neighbours of a row: `const uint32_t *of(uint32_t row, size_t *n) const`, n <= EI_MAX_LINKS, and
+// `void prefetch(uint32_t row) const`.
+template <class Links>
+class Walk {
+  public:
+    Walk(const Rows &rows, const Links &links) : rows_(rows), links_(links), visited_((rows.count + 63) / 64) {}
+
+    // Begin anew. The bytes at aim.query must stay until the last step.
+    void start(const Aim &aim, size_t ef, const uint32_t *entries, size_t n_entries)
+    {
+        forget();
+        aim_ = aim;
+        ef_ = ef;
+        pool_.clear();
+        if (pool_.capacity() < ef + 1) pool_.reserve(ef + 1);
+        next_ = 0;
+        for (size_t i = 0; i < n_entries; i += EI_MAX_LINKS) {
+            consider(entries + i, std::min(size_t{EI_MAX_LINKS}, n_entries - i));
+            score();
+        }
+        gathers_ = true;
+    }
+
+    // Take a step; false when there is nothing more to do.
+    bool step()
+    {
+        if (!gathers_) {
+            score();
+            if (next_ < pool_.size()) links_.prefetch(row_of(pool_[next_]));
+        } else {
+            if (next_ >= pool_.size()) return false;
+            const uint32_t row = row_of(pool_[next_]);
+            pool_[next_] &= ~Key{1};
+            while (next_ < pool_.size() && !(pool_[next_] & 1)) next_++;
+            if (next_ < pool_.size()) links_.prefetch(row_of(pool_[next_]));
+            size_t n;
+            const uint32_t *neighbours = links_.of(row, &n);
+            consider(neighbours, n);
+        }
+        gathers_ = !gathers_;
+        return true;
+    }
+
+    const std::vector<Key> &found() const { return pool_; }  // best first; their lowest bits mean nothing
+
+  private:
+    void forget()
+    {
+        if (seen_.size() * 512 < rows_.count) {
+            for (const uint32_t row : seen_) visited_[row / 64] = 0;
+        } else {
+            std::fill(visited_.begin(), visited_.end(), 0);
+        }
+        seen_.clear();
+    }
+
+    void consider(const uint32_t *which, size_t n)
+    {
+        n_todo_ = 0;
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t row = which[i];
+            if (row >= rows_.count) continue;  // a damaged file that nobody checked
+            uint64_t &word = visited_[row / 64];
+            const uint64_t bit = uint64_t{1} << row % 64;
+            todo_[n_todo_] = row;
+            n_todo_ += !(word & bit);
+            word |= bit;
+        }
+        for (size_t i = 0; i < n_todo_; i++) prefetch_row(rows_, todo_[i]);
+        seen_.insert(seen_.end(), todo_, todo_ + n_todo_);
+    }
+
+    void score()
+    {
+        int32_t dots[EI_MAX_LINKS];
+        float scores[EI_MAX_LINKS];
+        score_rows(rows_, aim_, todo_, n_todo_, dots, scores);
+        for (size_t i = 0; i < n_todo_; i++) {
+            const Key key = key_of(scores[i], todo_[i]) | 1;
+            if (pool_.size() == ef_) {
+                if (key < pool_.back()) continue;
+                pool_.pop_back();
+            }
+            const auto place = std::upper_bound(pool_.begin(), pool_.end(), key, std::greater<Key>());
+            next_ = std::min(next_, static_cast<size_t>(place - pool_.begin()));
+            pool_.insert(place, key);
+        }
+    }
+
+    Rows rows_;
+    Links links_;
+    Aim aim_{};
+    size_t ef_ = 0;
+    std::vector<Key> pool_;      // best first; the lowest bit is set where the row's neighbours have not been looked at
+    size_t next_ = 0;            // the first such place
+    bool gathers_ = true;
+    uint32_t todo_[EI_MAX_LINKS] = {};  // rows whose codes have been asked for
+    size_t n_todo_ = 0;
+    std::vector<uint64_t> visited_;
+    std::vector<uint32_t> seen_;
+};
+
+}  // namespace ei
+#endif
