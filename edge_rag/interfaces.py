@@ -144,7 +144,7 @@ class Embedder(Protocol):
 
 
 class VectorIndex(Protocol):
-    """Row ids and their vectors, searched by inner product."""
+    """Row ids and their vectors. The score is the index's own: cosine, inner product, or minus the squared distance."""
 
     @property
     def dim(self) -> int: ...

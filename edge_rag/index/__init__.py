@@ -1,10 +1,25 @@
-"""The vector index: the Python face of native/, and its exact numpy twin.
+"""The vector index: the Python face of native/, and two alternatives behind the same protocol.
 
-`write_index` streams ids and vectors into a file (native/FORMAT.md), `ScanIndex` maps and searches it, `FlatIndex` is
-the same search in plain numpy over float32, exact and without a file. Both are `interfaces.VectorIndex`.
+`build_index` turns blocks of ids and vectors into a file (native/FORMAT.md), `NativeIndex` maps and searches it, and
+`LiveIndex` lets rows be added and removed in between. `FlatIndex` is the same search in plain numpy over float32, exact
+and without a file; `HnswlibIndex` is hnswlib's, for who has it. All are `interfaces.VectorIndex`.
 """
 
+from edge_rag.index.arrays import Metric
+from edge_rag.index.build import build_index
+from edge_rag.index.compiled import simd_kernel
 from edge_rag.index.flat import FlatIndex
-from edge_rag.index.scan import IndexInfo, ScanIndex, simd_kernel, write_index
+from edge_rag.index.hnsw import HnswlibIndex
+from edge_rag.index.live import LiveIndex
+from edge_rag.index.native import IndexInfo, NativeIndex
 
-__all__ = ["FlatIndex", "IndexInfo", "ScanIndex", "simd_kernel", "write_index"]
+__all__ = [
+    "FlatIndex",
+    "HnswlibIndex",
+    "IndexInfo",
+    "LiveIndex",
+    "Metric",
+    "NativeIndex",
+    "build_index",
+    "simd_kernel",
+]

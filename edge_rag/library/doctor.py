@@ -219,8 +219,15 @@ def _generation_findings(library: Path, db: sqlite3.Connection, deep: bool, mend
         yield Finding("warning", f"index generation {number} belongs to another state of the library: {slow}", mend)
     elif not file.is_file() or file.stat().st_size != manifest.size:
         yield Finding("warning", f"index generation {number} is missing or cut short: {slow}", mend)
-    elif deep and generations.file_sha256(file) != manifest.sha256:
+    elif (deep and generations.file_sha256(file) != manifest.sha256) or not _opens(library, number):
         yield Finding("warning", f"index generation {number} is damaged: {slow}", mend)
+
+
+def _opens(library: Path, number: int) -> bool:
+    generation = generations.open_generation(library, number)
+    if generation is not None:
+        generation.index.close()
+    return generation is not None
 
 
 def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str, models: _Models) -> Iterator[Finding]:
@@ -307,7 +314,7 @@ def _repair(library: Path, models: _Models) -> list[Finding]:
             done.append(Finding("mended", "the full-text index was built anew"))
         stale = any(_generation_findings(library, db, True, ""))
         if stale or any(f.what.startswith("vectors") for f in done):
-            generations.publish(db, library)
+            generations.publish(db, library, whole=True)
             done.append(Finding("mended", "the vector index was built anew"))
     for orphan in _orphans(library):
         shutil.rmtree(orphan, ignore_errors=True) if orphan.is_dir() else orphan.unlink(missing_ok=True)

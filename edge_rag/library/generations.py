@@ -6,7 +6,7 @@ those.
 
 A generation is a cache. Later chunks are searched exactly, chunks deleted since are dropped, and a generation that is
 missing, damaged or not listed in this very database (say, because a power cut took its last transaction back) is not
-used at all: the answer stays right and only takes longer.
+used at all: the answer stays right and only takes longer, until the next writer makes a new one.
 """
 
 import hashlib
@@ -16,16 +16,24 @@ import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from edge_rag.errors import EdgeRagError
-from edge_rag.interfaces import VectorIndex
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.errors import EdgeRagError, IntegrityError
+from edge_rag.interfaces import Progress
 from edge_rag.library import schema, store
 from edge_rag.library.database import transaction
+
+if TYPE_CHECKING:
+    from edge_rag.index import NativeIndex  # loads the compiled part, which words alone do not need
 
 INDEX_FOLDER = "index"
 CURRENT_NAME = "CURRENT"
 MANIFEST_NAME = "MANIFEST.json"
 VECTORS_NAME = "vectors.eidx"
+METRIC: Literal["cosine"] = "cosine"
 
 # Up to so many chunks are searched without the index; reading them costs less than a millisecond per thousand.
 LARGEST_TAIL = 1000
@@ -42,12 +50,13 @@ class Manifest:
     count: int
     max_chunk_id: int
     embedder_fingerprint: str
+    n_whole: int  # rows of the last one that was built from nothing but the database
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     manifest: Manifest
-    index: VectorIndex
+    index: "NativeIndex"
 
 
 def folder(library: Path, number: int) -> Path:
@@ -68,7 +77,7 @@ def read_manifest(library: Path, number: int) -> Manifest | None:
         manifest = Manifest(**fields)
     except (OSError, ValueError, TypeError):
         return None
-    ints = (manifest.number, manifest.size, manifest.count, manifest.max_chunk_id)
+    ints = (manifest.number, manifest.size, manifest.count, manifest.max_chunk_id, manifest.n_whole)
     return manifest if all(isinstance(n, int) for n in ints) else None
 
 
@@ -85,27 +94,34 @@ def is_listed(db: sqlite3.Connection, manifest: Manifest) -> bool:
 
 def open_generation(library: Path, number: int) -> Generation | None:
     """Open and check a generation's file; None if it cannot be used."""
-    from edge_rag.index import ScanIndex
+    from edge_rag.index import NativeIndex
 
     manifest = read_manifest(library, number)
     if manifest is None:
         return None
     try:
-        index = ScanIndex.open(folder(library, number) / VECTORS_NAME)
+        index = NativeIndex.open(folder(library, number) / VECTORS_NAME)
     except (EdgeRagError, OSError):
         return None
-    if len(index) != manifest.count:
+    if len(index) != manifest.count or index.metric != METRIC:
         index.close()
         return None
     return Generation(manifest, index)
 
 
 def is_due(db: sqlite3.Connection, library: Path) -> bool:
-    """Tell whether so much was added or removed since the current generation that a new one pays."""
-    manifest = read_manifest(library, current_number(library))
+    """Tell whether so much was added or removed since the current generation that a new one pays, or it is unusable."""
     n_vectors = db.execute("SELECT count(*) FROM vectors").fetchone()[0]
-    if manifest is None or not is_listed(db, manifest):
+    number = current_number(library)
+    if not number:
         return bool(n_vectors > LARGEST_TAIL)
+    generation = open_generation(library, number)
+    if generation is None:
+        return True
+    generation.index.close()
+    manifest = generation.manifest
+    if not is_listed(db, manifest):
+        return True
     n_tail = db.execute("SELECT count(*) FROM vectors WHERE chunk_id > ?", (manifest.max_chunk_id,)).fetchone()[0]
     n_dead = manifest.count - (n_vectors - n_tail)
     return bool(
@@ -114,47 +130,94 @@ def is_due(db: sqlite3.Connection, library: Path) -> bool:
     )
 
 
-def publish(db: sqlite3.Connection, library: Path) -> None:
-    """Write a generation of all vectors and make it the current one; a library without vectors has none."""
-    from edge_rag.index import write_index
+def publish(db: sqlite3.Connection, library: Path, *, whole: bool = False, progress: Progress | None = None) -> None:
+    """Write a generation of all vectors and make it the current one; a library without vectors has none.
 
-    last = max(
-        [current_number(library), *_numbers(library), *(row[0] for row in db.execute("SELECT number FROM generations"))]
-    )
-    dim = schema.get_int(db, "dim")
-    count, max_chunk_id = db.execute("SELECT count(*), max(chunk_id) FROM vectors").fetchone()
-    if not count:
+    Usually the rows of the current one are taken over and the later ones joined to them. `whole` builds it from the
+    database alone, so that it owes nothing to rows that were removed.
+    """
+    if db.execute("SELECT 1 FROM vectors LIMIT 1").fetchone() is None:
         with transaction(db):
             db.execute("DELETE FROM generations")
         (library / INDEX_FOLDER / CURRENT_NAME).unlink(missing_ok=True)
         remove_all_but(library, 0)
         return
-    number = last + 1
+    listed = [row[0] for row in db.execute("SELECT number FROM generations")]
+    number = 1 + max([current_number(library), *_numbers(library), *listed])
     target = folder(library, number)
+    base = None if whole else _base(db, library)
     try:
         target.mkdir(parents=True)
-        write_index(target / VECTORS_NAME, store.vector_blocks(db, library, dim), dim)
-        manifest = Manifest(
-            schema.get_meta(db, "library_id"), number, file_sha256(target / VECTORS_NAME),
-            (target / VECTORS_NAME).stat().st_size, count, max_chunk_id, schema.get_meta(db, "embedder_fingerprint"),
-        )  # fmt: skip
+        try:
+            manifest = _build(db, library, number, base, progress)
+        except IntegrityError:
+            if base is None:
+                raise
+            manifest = _build(db, library, number, None, progress)  # the base is damaged where no search had looked
         _write_durably(
             target / MANIFEST_NAME, json.dumps({f: getattr(manifest, f) for f in Manifest.__slots__}, indent=1)
         )
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
+    finally:
+        if base is not None:
+            base.index.close()
     # FULL makes this commit, and with it every earlier one, survive a power cut: a generation must never know chunk ids
     # that the database forgets and gives out again.
     db.execute("PRAGMA synchronous = FULL")
     try:
         with transaction(db):
             db.execute("DELETE FROM generations")
-            db.execute("INSERT INTO generations VALUES (?, ?, ?, ?)", (number, manifest.sha256, max_chunk_id, count))
+            db.execute(
+                "INSERT INTO generations VALUES (?, ?, ?, ?)",
+                (number, manifest.sha256, manifest.max_chunk_id, manifest.count),
+            )
     finally:
         db.execute("PRAGMA synchronous = NORMAL")
     _write_durably(library / INDEX_FOLDER / CURRENT_NAME, f"{number:06d}\n")
     remove_all_but(library, number)
+
+
+def _base(db: sqlite3.Connection, library: Path) -> Generation | None:
+    """Return the current generation if a new one may grow from it."""
+    generation = open_generation(library, current_number(library))
+    if generation is None:
+        return None
+    n_vectors = db.execute("SELECT count(*) FROM vectors").fetchone()[0]
+    n_whole = generation.manifest.n_whole
+    # What was fitted to the rows of the last whole build fits worse, the fewer of all rows these are.
+    if is_listed(db, generation.manifest) and n_whole / 2 <= n_vectors <= 2 * n_whole:
+        return generation
+    generation.index.close()
+    return None
+
+
+def _build(
+    db: sqlite3.Connection, library: Path, number: int, base: Generation | None, progress: Progress | None
+) -> Manifest:
+    from edge_rag.index import NativeIndex, build_index
+
+    dim = schema.get_int(db, "dim")
+    path = folder(library, number) / VECTORS_NAME
+    if base is None:
+        build_index(path, store.vector_blocks(db, library, dim), dim, metric=METRIC, progress=progress)
+    else:
+        later = store.vector_blocks(db, library, dim, "chunk_id > ?", [base.manifest.max_chunk_id])
+        keep = _alive(db, base.index.ids)
+        build_index(path, later, dim, metric=METRIC, progress=progress, base=base.index, keep=keep)
+    with NativeIndex.open(path, check="header", preload=False) as index:
+        count, max_chunk_id = len(index), int(index.ids[-1])
+    return Manifest(
+        schema.get_meta(db, "library_id"), number, file_sha256(path), path.stat().st_size, count, max_chunk_id,
+        schema.get_meta(db, "embedder_fingerprint"), count if base is None else base.manifest.n_whole,
+    )  # fmt: skip
+
+
+def _alive(db: sqlite3.Connection, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell which of these chunks are still there."""
+    there = np.fromiter((row[0] for row in db.execute("SELECT id FROM chunks")), dtype=np.int64)
+    return np.isin(ids, there, assume_unique=True)
 
 
 def remove_all_but(library: Path, number: int) -> None:

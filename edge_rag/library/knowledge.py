@@ -70,6 +70,8 @@ class Library:
         self._reader: sqlite3.Connection | None = None
         self._identity: tuple[int, ...] = ()
         self._generation: generations.Generation | None = None
+        self._tail: search.Tail | None = None
+        self._tail_state = (-1, -1)  # of the database, and the chunk that it comes after
         self._closed = False
 
     @classmethod
@@ -168,7 +170,7 @@ class Library:
             # FTS5 forgets a deleted text's words only when it is built anew.
             db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")
             store.drop_spare_vectors(db)
-            generations.publish(db, self.path)
+            generations.publish(db, self.path, whole=True, progress=progress)
             db.execute("VACUUM")
             with self._lock:
                 self._let_go()  # or our own reader could keep the log from being emptied
@@ -268,9 +270,13 @@ class Library:
                 if schema.get_meta(db, "embedder_fingerprint"):
                     raise damaged(self.path, "it does not say how long its vectors are")
                 return []  # nothing was ever embedded
-            if len(vector) != dim or not np.isfinite(vector).all():
-                raise UsageError(f"a vector of {dim} finite numbers is needed", mend="use the library's embedder")
-            found = search.dense(db, self.path, self._current_generation(db), vector, k, filters or EVERYTHING)
+            if len(vector) != dim or not np.isfinite(vector).all() or not vector.any():
+                raise UsageError(
+                    f"a vector of {dim} finite numbers, not all zero, is needed", mend="use the library's embedder"
+                )
+            generation = self._current_generation(db)
+            tail = self._current_tail(db, generation, dim)
+            found = search.dense(db, self.path, generation, vector, k, filters or EVERYTHING, tail)
             return store.passages(db, self.path, found, filters)
 
     def passages(self, chunk_ids: Iterable[int]) -> Passages:
@@ -391,6 +397,7 @@ class Library:
         if self._generation is not None:
             self._generation.index.close()
             self._generation = None
+        self._tail, self._tail_state = None, (-1, -1)
 
     def _ingest(self, db: sqlite3.Connection, progress: Progress | None) -> "Ingest":
         from edge_rag.library.ingest import Ingest
@@ -416,7 +423,7 @@ class Library:
         if generations.is_due(db, self.path):
             if progress:
                 progress("index", 0, 0, "")
-            generations.publish(db, self.path)
+            generations.publish(db, self.path, progress=progress)
 
     def _current_generation(self, db: sqlite3.Connection) -> generations.Generation | None:
         """Follow CURRENT; None if what it names cannot be used with this snapshot."""
@@ -428,6 +435,16 @@ class Library:
         if self._generation is None or not generations.is_listed(db, self._generation.manifest):
             return None
         return self._generation
+
+    def _current_tail(
+        self, db: sqlite3.Connection, generation: generations.Generation | None, dim: int
+    ) -> search.Tail | None:
+        """Return what came after the generation, read again only if somebody has written meanwhile."""
+        version = int(db.execute("PRAGMA data_version").fetchone()[0])  # changes with every other connection's commit
+        state = (version, generation.manifest.max_chunk_id if generation else 0)
+        if self._tail_state != state:
+            self._tail, self._tail_state = search.read_tail(db, self.path, dim, state[1]), state
+        return self._tail
 
     def _files_of(self, db: sqlite3.Connection, target: int | str | Path) -> Files:
         """Return path and document of the files that an id, a path or a folder stands for: at least one."""

@@ -4,15 +4,18 @@ import json
 import sqlite3
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_rag.errors import IntegrityError
 from edge_rag.library import store
 from edge_rag.library.filters import Filters
 from edge_rag.library.generations import Generation
 
+LARGEST_TAIL_IN_MEMORY = 20_000  # chunks: 30 MB of 384 dimensions
 HEADING_WEIGHT = 2.0  # in BM25; the text's is 1
 _MOST_TERMS = 64  # of a question; more cost time and add nothing
 _STOP_WORDS = frozenset(
@@ -66,6 +69,25 @@ def _telling_words(db: sqlite3.Connection, words: list[str]) -> list[str]:
     return telling or words
 
 
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The chunks that came after a generation, held in memory by who asks more than once."""
+
+    ids: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]  # (n, dim)
+
+
+def read_tail(db: sqlite3.Connection, library: Path, dim: int, after: int) -> Tail | None:
+    """Read the vectors of all chunks after this one; None if that could be more than fit in little memory."""
+    last = db.execute("SELECT max(chunk_id) FROM vectors").fetchone()[0] or 0
+    if last - after > LARGEST_TAIL_IN_MEMORY:
+        return None
+    blocks = list(store.vector_blocks(db, library, dim, "chunk_id > ?", [after]))
+    if not blocks:
+        return Tail(np.empty(0, dtype=np.int64), np.empty((0, dim), dtype=np.float32))
+    return Tail(np.concatenate([ids for ids, _ in blocks]), np.concatenate([vectors for _, vectors in blocks]))
+
+
 def dense(
     db: sqlite3.Connection,
     library: Path,
@@ -73,21 +95,29 @@ def dense(
     vector: npt.NDArray[np.float32],
     k: int,
     filters: Filters,
+    tail: Tail | None = None,
 ) -> dict[int, float]:
     """Return the k chunks nearest to the vector and their cosines: what the generation finds, and what came after
-    it."""
+    it, which is `tail` or else read here."""
     if k < 1:
         return {}
-    best: dict[int, float] = {}
-    condition, texts = _chunk_condition("chunk_id", filters)
-    parameters: list[str | int] = [*texts]
-    if generation is not None:
-        best = _search_generation(db, library, generation, vector, k, filters)
-        condition += " AND chunk_id > ?"
-        parameters.append(generation.manifest.max_chunk_id)
-    for ids, vectors in store.vector_blocks(db, library, len(vector), condition, parameters):
-        best = _top(best | _scores(ids, vectors @ vector, k), k)
-    return best
+    best = _search_generation(db, library, generation, vector, k, filters) if generation is not None else None
+    if generation is None or best is None:
+        best, last, tail = {}, 0, None if generation is not None else tail
+    else:
+        last = generation.manifest.max_chunk_id
+    condition, parameters = _chunk_condition("chunk_id", filters)
+    if tail is None:
+        later = store.vector_blocks(db, library, len(vector), condition + " AND chunk_id > ?", [*parameters, last])
+        for ids, vectors in later:
+            best = _top(best | _scores(ids, vectors @ vector, k), k)
+        return best
+    ids, scores = tail.ids, tail.vectors @ vector
+    if filters:
+        rows = db.execute(f"SELECT chunk_id FROM vectors WHERE {condition} AND chunk_id > ?", (*parameters, last))
+        wanted = np.isin(ids, np.fromiter((row[0] for row in rows), dtype=np.int64))
+        ids, scores = ids[wanted], scores[wanted]
+    return _top(best | _scores(ids, scores, k), k)
 
 
 def _search_generation(
@@ -97,9 +127,9 @@ def _search_generation(
     vector: npt.NDArray[np.float32],
     k: int,
     filters: Filters,
-) -> dict[int, float]:
+) -> dict[int, float] | None:
     """Ask the index for more than k and score those again from the stored vectors: the index rounds, and its rows may
-    be dead."""
+    be dead. None if the index turns out to be damaged."""
     index, allow = generation.index, None
     if filters:
         condition, parameters = _chunk_condition("id", filters)
@@ -108,7 +138,10 @@ def _search_generation(
         allow = np.isin(index.ids, wanted, assume_unique=True)
     n_asked = k + 16
     while True:
-        ids, _ = index.search(vector[None, :], n_asked, allow=allow)
+        try:
+            ids, _ = index.search(vector[None, :], n_asked, allow=allow)
+        except IntegrityError:  # in a part that is proved when it is first read
+            return None
         candidates = json.dumps(ids[0].tolist())
         best: dict[int, float] = {}
         for found, vectors in store.vector_blocks(

@@ -1,7 +1,8 @@
 /* The binding: take buffers and numbers from Python, check sizes, drop the GIL, call edge_index.h, turn a status into an
  * exception. Shapes and types of arrays are checked in edge_rag/index, which is the only caller.
  *
- * An open index is a capsule. It holds the buffer that it was opened on, so the mapping lives as long as the capsule. */
+ * An open index is a capsule. It holds the buffer that it was opened on, so the mapping lives as long as the capsule, and
+ * the capsule as long as any call that was handed it. A builder is a capsule too, used by one thread at a time. */
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API /* CMake's USE_SABI says the same */
 #define Py_LIMITED_API 0x030B0000
@@ -12,24 +13,38 @@
 
 #include <limits.h>
 
-#define CAPSULE "edge_rag._native.index"
+#define INDEX_CAPSULE "edge_rag._native.index"
+#define BUILDER_CAPSULE "edge_rag._native.builder"
 
 typedef struct opened {
     ei_index *index;
     Py_buffer file;
 } opened;
 
-static PyObject *index_error; /* _native.IndexFileError(code, text) */
+typedef struct building {
+    ei_builder *builder; /* NULL once it is finished */
+    uint32_t dim;
+    int busy; /* a call has dropped the GIL; read and written with the GIL only */
+} building;
 
-/* Set the exception for a status that is not EI_OK; return NULL. */
+static PyObject *index_error; /* _native.IndexFileError(text) */
+
+/* Set the exception for a status that is not EI_OK, unless a callback has set one; return NULL. */
 static PyObject *raise_status(ei_status status)
 {
+    if (PyErr_Occurred()) return NULL;
     switch (status) {
     case EI_MEMORY: return PyErr_NoMemory();
     case EI_ARGUMENT:
-    case EI_SIMD: PyErr_SetString(PyExc_ValueError, ei_status_text(status)); return NULL;
+    case EI_SIMD:
+    case EI_VECTOR: PyErr_SetString(PyExc_ValueError, ei_status_text(status)); return NULL;
     default: PyErr_SetString(index_error, ei_status_text(status)); return NULL;
     }
+}
+
+static PyObject *none_or_raise(ei_status status)
+{
+    return status == EI_OK && !PyErr_Occurred() ? Py_NewRef(Py_None) : raise_status(status);
 }
 
 /* Whether a buffer holds exactly rows * columns items of `item` bytes. */
@@ -40,15 +55,23 @@ static int holds(const Py_buffer *buffer, size_t rows, size_t columns, size_t it
     return bytes % item == 0 && bytes / item % columns == 0 && bytes / item / columns == rows;
 }
 
+/* Whether a buffer is absent or holds a bit for each of `rows`. */
+static int is_mask(const Py_buffer *buffer, uint64_t rows)
+{
+    return !buffer->buf || (uint64_t)buffer->len == (rows + 7) / 8;
+}
+
 static PyObject *wrong_size(void)
 {
     PyErr_SetString(PyExc_ValueError, "a buffer has the wrong size");
     return NULL;
 }
 
-static void close_capsule(PyObject *capsule)
+/* ---- reading ---- */
+
+static void close_index(PyObject *capsule)
 {
-    opened *o = PyCapsule_GetPointer(capsule, CAPSULE);
+    opened *o = PyCapsule_GetPointer(capsule, INDEX_CAPSULE);
     ei_close(o->index);
     PyBuffer_Release(&o->file);
     PyMem_Free(o);
@@ -56,7 +79,7 @@ static void close_capsule(PyObject *capsule)
 
 static const ei_index *index_of(PyObject *capsule)
 {
-    const opened *o = PyCapsule_GetPointer(capsule, CAPSULE);
+    const opened *o = PyCapsule_GetPointer(capsule, INDEX_CAPSULE);
     return o ? o->index : NULL;
 }
 
@@ -64,8 +87,8 @@ static PyObject *native_open(PyObject *self, PyObject *args)
 {
     (void)self;
     PyObject *file;
-    int verify;
-    if (!PyArg_ParseTuple(args, "Op", &file, &verify)) return NULL;
+    int check;
+    if (!PyArg_ParseTuple(args, "Oi", &file, &check)) return NULL;
     opened *o = PyMem_Calloc(1, sizeof *o);
     if (!o) return PyErr_NoMemory();
     if (PyObject_GetBuffer(file, &o->file, PyBUF_SIMPLE) < 0) {
@@ -74,9 +97,10 @@ static PyObject *native_open(PyObject *self, PyObject *args)
     }
     ei_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ei_open(o->file.buf, (size_t)o->file.len, verify, &o->index);
+    status = ei_open(o->file.buf, (size_t)o->file.len, (ei_check)check, &o->index);
     Py_END_ALLOW_THREADS
-    PyObject *capsule = status == EI_OK ? PyCapsule_New(o, CAPSULE, close_capsule) : raise_status(status);
+    if (status != EI_OK) o->index = NULL;
+    PyObject *capsule = status == EI_OK ? PyCapsule_New(o, INDEX_CAPSULE, close_index) : raise_status(status);
     if (!capsule) {
         ei_close(o->index);
         PyBuffer_Release(&o->file);
@@ -85,12 +109,32 @@ static PyObject *native_open(PyObject *self, PyObject *args)
     return capsule;
 }
 
-static PyObject *native_shape(PyObject *self, PyObject *capsule)
+static PyObject *info_tuple(const ei_info *info)
+{
+    return Py_BuildValue("KKKKKIIII", (unsigned long long)info->count, (unsigned long long)info->file_bytes,
+                         (unsigned long long)info->hot_bytes, (unsigned long long)info->ids_offset,
+                         (unsigned long long)info->n_links, info->dim, info->metric, info->max_links, info->ef_build);
+}
+
+static PyObject *native_info(PyObject *self, PyObject *capsule)
 {
     (void)self;
     const ei_index *index = index_of(capsule);
     if (!index) return NULL;
-    return Py_BuildValue("nIn", (Py_ssize_t)ei_count(index), (unsigned int)ei_dim(index), (Py_ssize_t)ei_ids_offset(index));
+    ei_info info;
+    ei_get_info(index, &info);
+    return info_tuple(&info);
+}
+
+static PyObject *native_peek(PyObject *self, PyObject *args)
+{
+    (void)self;
+    Py_buffer header;
+    if (!PyArg_ParseTuple(args, "y*", &header)) return NULL;
+    ei_info info;
+    const ei_status status = ei_peek(header.buf, (size_t)header.len, &info);
+    PyBuffer_Release(&header);
+    return status == EI_OK ? info_tuple(&info) : raise_status(status);
 }
 
 static PyObject *native_search(PyObject *self, PyObject *args)
@@ -98,24 +142,28 @@ static PyObject *native_search(PyObject *self, PyObject *args)
     (void)self;
     PyObject *capsule, *result = NULL;
     Py_buffer queries, allow = {0}, ids, scores;
-    Py_ssize_t n_queries, k;
-    unsigned int threads;
-    if (!PyArg_ParseTuple(args, "Oy*nnz*Iw*w*", &capsule, &queries, &n_queries, &k, &allow, &threads, &ids, &scores))
+    Py_ssize_t n_queries;
+    unsigned int k, ef, threads;
+    int way;
+    if (!PyArg_ParseTuple(args, "Oy*nIIiIz*w*w*", &capsule, &queries, &n_queries, &k, &ef, &way, &threads, &allow, &ids,
+                          &scores))
         return NULL;
     const ei_index *index = index_of(capsule);
     if (!index) goto done;
-    if (n_queries < 0 || k < 1 || !holds(&queries, (size_t)n_queries, ei_dim(index), sizeof(float)) ||
-        (allow.buf && !holds(&allow, ei_count(index), 1, 1)) ||
-        !holds(&ids, (size_t)n_queries, (size_t)k, sizeof(int64_t)) ||
-        !holds(&scores, (size_t)n_queries, (size_t)k, sizeof(float))) {
+    ei_info info;
+    ei_get_info(index, &info);
+    if (n_queries < 0 || !holds(&queries, (size_t)n_queries, info.dim, sizeof(float)) || !is_mask(&allow, info.count) ||
+        !holds(&ids, (size_t)n_queries, k, sizeof(int64_t)) || !holds(&scores, (size_t)n_queries, k, sizeof(float))) {
         wrong_size();
         goto done;
     }
+    const ei_search_settings settings = {
+        .k = k, .ef = ef, .way = (ei_way)way, .threads = threads, .allow = allow.buf};
     ei_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ei_search(index, queries.buf, (size_t)n_queries, (size_t)k, allow.buf, threads, ids.buf, scores.buf);
+    status = ei_search(index, queries.buf, (size_t)n_queries, &settings, ids.buf, scores.buf);
     Py_END_ALLOW_THREADS
-    result = status == EI_OK ? Py_NewRef(Py_None) : raise_status(status);
+    result = none_or_raise(status);
 done:
     PyBuffer_Release(&queries);
     PyBuffer_Release(&allow);
@@ -124,79 +172,209 @@ done:
     return result;
 }
 
-static PyObject *native_quantize(PyObject *self, PyObject *args)
+static PyObject *native_vectors(PyObject *self, PyObject *args)
 {
     (void)self;
-    Py_buffer rows, codes, scales;
+    PyObject *capsule, *result = NULL;
+    Py_buffer rows, out;
     Py_ssize_t n;
-    unsigned int dim;
-    if (!PyArg_ParseTuple(args, "y*nIw*w*", &rows, &n, &dim, &codes, &scales)) return NULL;
-    PyObject *result = NULL;
-    if (n < 0 || dim == 0 || dim > EI_MAX_DIM || !holds(&rows, (size_t)n, dim, sizeof(float)) ||
-        !holds(&codes, (size_t)n, ei_row_bytes(dim), 1) || !holds(&scales, (size_t)n, 1, sizeof(float))) {
+    if (!PyArg_ParseTuple(args, "Oy*nw*", &capsule, &rows, &n, &out)) return NULL;
+    const ei_index *index = index_of(capsule);
+    if (!index) goto done;
+    ei_info info;
+    ei_get_info(index, &info);
+    if (n < 0 || !holds(&rows, (size_t)n, 1, sizeof(uint32_t)) || !holds(&out, (size_t)n, info.dim, sizeof(float))) {
         wrong_size();
         goto done;
     }
     ei_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ei_quantize(rows.buf, (size_t)n, dim, codes.buf, scales.buf);
+    status = ei_vectors(index, rows.buf, (size_t)n, out.buf);
     Py_END_ALLOW_THREADS
-    result = status == EI_OK ? Py_NewRef(Py_None) : raise_status(status);
+    result = none_or_raise(status);
 done:
     PyBuffer_Release(&rows);
-    PyBuffer_Release(&codes);
-    PyBuffer_Release(&scales);
+    PyBuffer_Release(&out);
     return result;
 }
 
-static PyObject *native_checksum(PyObject *self, PyObject *args)
+/* ---- building ---- */
+
+static void free_builder(PyObject *capsule)
+{
+    building *b = PyCapsule_GetPointer(capsule, BUILDER_CAPSULE);
+    ei_builder_free(b->builder);
+    PyMem_Free(b);
+}
+
+/* Return the builder of a capsule, or NULL with an exception set if nothing may be done with it now. */
+static building *idle_builder(PyObject *capsule)
+{
+    building *b = PyCapsule_GetPointer(capsule, BUILDER_CAPSULE);
+    if (b && (b->busy || !b->builder)) {
+        PyErr_SetString(PyExc_ValueError, b->busy ? "the builder is in use" : "the builder is finished");
+        return NULL;
+    }
+    return b;
+}
+
+static PyObject *native_builder(PyObject *self, PyObject *args)
 {
     (void)self;
-    Py_buffer state, bytes;
-    if (!PyArg_ParseTuple(args, "w*y*", &state, &bytes)) return NULL;
-    PyObject *result = NULL;
-    if (state.len != (Py_ssize_t)sizeof(ei_checksum)) {
+    ei_build_settings settings;
+    int metric;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "IiIIKII", &settings.dim, &metric, &settings.max_links, &settings.ef_build, &seed,
+                          &settings.graph_from, &settings.threads))
+        return NULL;
+    settings.metric = (ei_metric)metric;
+    settings.seed = seed;
+    building *b = PyMem_Calloc(1, sizeof *b);
+    if (!b) return PyErr_NoMemory();
+    b->dim = settings.dim;
+    const ei_status status = ei_builder_new(&settings, &b->builder);
+    PyObject *capsule = status == EI_OK ? PyCapsule_New(b, BUILDER_CAPSULE, free_builder) : raise_status(status);
+    if (!capsule) {
+        if (status == EI_OK) ei_builder_free(b->builder);
+        PyMem_Free(b);
+    }
+    return capsule;
+}
+
+static PyObject *native_builder_take(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *capsule, *from, *result = NULL;
+    Py_buffer keep = {0};
+    if (!PyArg_ParseTuple(args, "OOz*", &capsule, &from, &keep)) return NULL;
+    building *b = idle_builder(capsule);
+    const ei_index *index = b ? index_of(from) : NULL;
+    if (!index) goto done;
+    ei_info info;
+    ei_get_info(index, &info);
+    if (!is_mask(&keep, info.count)) {
         wrong_size();
         goto done;
     }
     ei_status status;
+    b->busy = 1;
     Py_BEGIN_ALLOW_THREADS
-    status = ei_checksum_update(state.buf, bytes.buf, (size_t)bytes.len);
+    status = ei_builder_take(b->builder, index, keep.buf);
     Py_END_ALLOW_THREADS
-    result = status == EI_OK ? PyLong_FromUnsignedLongLong(ei_checksum_end(state.buf)) : raise_status(status);
+    b->busy = 0;
+    result = none_or_raise(status);
 done:
-    PyBuffer_Release(&state);
-    PyBuffer_Release(&bytes);
+    PyBuffer_Release(&keep);
     return result;
 }
 
-static PyObject *native_checksum_state(PyObject *self, PyObject *unused)
-{
-    (void)self, (void)unused;
-    ei_checksum state;
-    ei_checksum_begin(&state);
-    return PyByteArray_FromStringAndSize((const char *)&state, sizeof state);
-}
-
-static PyObject *native_header(PyObject *self, PyObject *args)
+static PyObject *native_builder_add(PyObject *self, PyObject *args)
 {
     (void)self;
-    unsigned int dim;
-    unsigned long long count, sums[EI_N_SECTIONS];
-    if (!PyArg_ParseTuple(args, "IK(KKK)", &dim, &count, &sums[0], &sums[1], &sums[2])) return NULL;
-    const uint64_t checksums[EI_N_SECTIONS] = {sums[0], sums[1], sums[2]};
-    char header[EI_HEADER_BYTES];
-    const ei_status status = ei_header(dim, count, checksums, header);
-    return status == EI_OK ? PyBytes_FromStringAndSize(header, sizeof header) : raise_status(status);
+    PyObject *capsule, *result = NULL;
+    Py_buffer ids, rows;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "Oy*y*n", &capsule, &ids, &rows, &n)) return NULL;
+    building *b = idle_builder(capsule);
+    if (!b) goto done;
+    if (n < 0 || !holds(&ids, (size_t)n, 1, sizeof(int64_t)) || !holds(&rows, (size_t)n, b->dim, sizeof(float))) {
+        wrong_size();
+        goto done;
+    }
+    ei_status status;
+    size_t bad = 0;
+    b->busy = 1;
+    Py_BEGIN_ALLOW_THREADS
+    status = ei_builder_add(b->builder, ids.buf, rows.buf, (size_t)n, &bad);
+    Py_END_ALLOW_THREADS
+    b->busy = 0;
+    if (status == EI_VECTOR && bad < (size_t)n) {
+        PyErr_Format(PyExc_ValueError, "the vector of id %lld: %s", (long long)((const int64_t *)ids.buf)[bad],
+                     ei_status_text(status));
+        goto done;
+    }
+    result = none_or_raise(status);
+done:
+    PyBuffer_Release(&ids);
+    PyBuffer_Release(&rows);
+    return result;
 }
+
+/* The callbacks of a build that is under way without the GIL. Both are called from the thread that called in. */
+typedef struct callbacks {
+    PyObject *progress; /* or Py_None */
+    PyObject *write;
+    PyThreadState *thread;
+} callbacks;
+
+/* With the GIL: look at what `returned`, drop it, let Ctrl-C in. Return not 0 if an exception is set, which stops the work. */
+static int end_callback(PyObject *returned)
+{
+    Py_XDECREF(returned);
+    return PyErr_Occurred() || PyErr_CheckSignals() < 0;
+}
+
+static int on_progress(void *context, uint64_t done, uint64_t total)
+{
+    callbacks *c = context;
+    PyEval_RestoreThread(c->thread);
+    PyObject *returned = NULL;
+    if (!PyErr_Occurred() && c->progress != Py_None)
+        returned = PyObject_CallFunction(c->progress, "KK", (unsigned long long)done, (unsigned long long)total);
+    const int stop = end_callback(returned);
+    c->thread = PyEval_SaveThread();
+    return stop;
+}
+
+static int on_write(void *context, const void *bytes, size_t size)
+{
+    callbacks *c = context;
+    PyEval_RestoreThread(c->thread);
+    PyObject *returned = NULL, *view = NULL;
+    if (!PyErr_Occurred() && size <= PY_SSIZE_T_MAX)
+        /* the cast takes no right: the view is read-only */
+        view = PyMemoryView_FromMemory((char *)(uintptr_t)bytes, (Py_ssize_t)size, PyBUF_READ);
+    if (view) {
+        returned = PyObject_CallFunctionObjArgs(c->write, view, NULL);
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyObject *released = PyObject_CallMethod(view, "release", NULL); /* fails if somebody keeps an array on it */
+        Py_XDECREF(released);
+        if (type) PyErr_Restore(type, value, trace);
+        Py_DECREF(view);
+    }
+    int stop = end_callback(returned);
+    if (!view) stop = 1;
+    c->thread = PyEval_SaveThread();
+    return stop;
+}
+
+static PyObject *native_builder_finish(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *capsule;
+    callbacks c = {0};
+    if (!PyArg_ParseTuple(args, "OOO", &capsule, &c.progress, &c.write)) return NULL;
+    building *b = idle_builder(capsule);
+    if (!b) return NULL;
+    b->busy = 1;
+    c.thread = PyEval_SaveThread();
+    const ei_status status = ei_builder_finish(b->builder, on_progress, on_write, &c);
+    ei_builder_free(b->builder); /* nothing else can be done with it, and it is large */
+    PyEval_RestoreThread(c.thread);
+    b->builder = NULL;
+    b->busy = 0;
+    return none_or_raise(status);
+}
+
+/* ---- kernels ---- */
 
 static PyObject *native_simd_select(PyObject *self, PyObject *args)
 {
     (void)self;
     const char *name;
     if (!PyArg_ParseTuple(args, "z", &name)) return NULL;
-    const ei_status status = ei_simd_select(name);
-    return status == EI_OK ? Py_NewRef(Py_None) : raise_status(status);
+    return none_or_raise(ei_simd_select(name));
 }
 
 static PyObject *native_simd_name(PyObject *self, PyObject *unused)
@@ -206,13 +384,15 @@ static PyObject *native_simd_name(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"open", native_open, METH_VARARGS, "open(file, verify) -> index"},
-    {"shape", native_shape, METH_O, "shape(index) -> (count, dim, offset of the ids in the file)"},
-    {"search", native_search, METH_VARARGS, "search(index, queries, n_queries, k, allow, threads, ids, scores)"},
-    {"quantize", native_quantize, METH_VARARGS, "quantize(rows, n, dim, codes, scales)"},
-    {"checksum_state", native_checksum_state, METH_NOARGS, "checksum_state() -> bytearray"},
-    {"checksum", native_checksum, METH_VARARGS, "checksum(state, data) -> checksum of all data so far"},
-    {"header", native_header, METH_VARARGS, "header(dim, count, (codes, scales, ids)) -> bytes"},
+    {"open", native_open, METH_VARARGS, "open(file, check) -> index"},
+    {"info", native_info, METH_O, "info(index) -> the fields of ei_info"},
+    {"peek", native_peek, METH_VARARGS, "peek(first bytes of a file) -> the fields of ei_info"},
+    {"search", native_search, METH_VARARGS, "search(index, queries, n_queries, k, ef, way, threads, allow, ids, scores)"},
+    {"vectors", native_vectors, METH_VARARGS, "vectors(index, rows, n, out)"},
+    {"builder", native_builder, METH_VARARGS, "builder(dim, metric, max_links, ef_build, seed, graph_from, threads)"},
+    {"builder_take", native_builder_take, METH_VARARGS, "builder_take(builder, index, keep)"},
+    {"builder_add", native_builder_add, METH_VARARGS, "builder_add(builder, ids, rows, n)"},
+    {"builder_finish", native_builder_finish, METH_VARARGS, "builder_finish(builder, progress or None, write)"},
     {"simd_select", native_simd_select, METH_VARARGS, "simd_select(name or None)"},
     {"simd_name", native_simd_name, METH_NOARGS, "simd_name() -> str"},
     {NULL, NULL, 0, NULL},
@@ -224,12 +404,20 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
+    static const struct {
+        const char *name;
+        long value;
+    } constants[] = {
+        {"HEADER_BYTES", EI_HEADER_BYTES}, {"ALIGNMENT", EI_ALIGNMENT},   {"MAX_DIM", EI_MAX_DIM},
+        {"MAX_LINKS", EI_MAX_LINKS},       {"MAX_EF", EI_MAX_EF},         {"MAX_THREADS", EI_MAX_THREADS},
+    };
     PyObject *m = PyModule_Create(&module);
     if (!m) return NULL;
     index_error = PyErr_NewException("edge_rag._native.IndexFileError", PyExc_Exception, NULL);
-    if (!index_error || PyModule_AddObjectRef(m, "IndexFileError", index_error) < 0 ||
-        PyModule_AddIntConstant(m, "HEADER_BYTES", EI_HEADER_BYTES) < 0 ||
-        PyModule_AddIntConstant(m, "MAX_DIM", EI_MAX_DIM) < 0) {
+    int failed = !index_error || PyModule_AddObjectRef(m, "IndexFileError", index_error) < 0;
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        failed = failed || PyModule_AddIntConstant(m, constants[i].name, constants[i].value) < 0;
+    if (failed) {
         Py_DECREF(m);
         return NULL;
     }
