@@ -9,7 +9,6 @@ import os
 import struct
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -72,7 +71,20 @@ class Bench:
             self.left_out[system.name] = f"{system.name} is left out: {type(error).__name__}: {error}".rstrip(": ")
             return None
         self.built[system.name, n_rows] = built
+        note = {"vectors": self.vectors.fingerprint, "built": asdict(built) | {"folder": ""}}
+        _write_json(_note_of(folder), note)
         return built
+
+    def earlier(self, system: type[System], n_rows: int) -> Built | None:
+        """Return what an earlier run in the same work folder has built of the same vectors: a peer's, never ours."""
+        folder = folder_of(self.work, system, n_rows)
+        try:
+            note = json.loads(_note_of(folder).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if system is EdgeRag or note["vectors"] != self.vectors.fingerprint:
+            return None
+        return Built(**note["built"] | {"folder": folder})
 
     def folders(self, systems: Sequence[type[System]], n_rows: int | None = None) -> dict[str, Path]:
         """Return where the indexes of all contestants lie that are here, built if they are not yet."""
@@ -80,7 +92,7 @@ class Bench:
         found = {}
         for system in systems:
             if system is EdgeRag or system in self.peers:
-                built = self.built.get((system.name, n_rows)) or self.build(system, n_rows)
+                built = self.built.get((system.name, n_rows)) or self.earlier(system, n_rows) or self.build(system, n_rows)
                 if built:
                     found[system.name] = built.folder
         return found
@@ -315,6 +327,10 @@ def _work_folder(work: Path | None) -> Iterator[Path]:
     else:
         work.mkdir(parents=True, exist_ok=True)
         yield work
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_suffix(".json")
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -62,15 +62,16 @@ class Damaged:
     detail: str  # the error's text, or the signal
 
 
-def damages(file: Path, edges: Sequence[int]) -> list[Damage]:
+def damages(file: Path, system: System, edges: Sequence[int]) -> list[Damage]:
     """Choose the damage to one file: the same places, as parts of its size, for every file with as many edges."""
     content = file.read_bytes()
     size = len(content)
     cuts = sorted({min(max(edge + by, 0), size - 1) for edge in (0, *edges, size) for by in (-1, 0, 1)})
     found = [Damage("cut at a section's edge", at) for at in cuts]
     chance = random.Random(0)
+    header = system.header_at(content)
     words = [
-        Damage("header field set to an extreme", at, struct.pack("<Q", value))
+        Damage("header field set to an extreme", header + at, struct.pack("<Q", value))
         for at in range(0, HEADER_BYTES, 8)
         for value in (*EXTREME, *WRAPPING)
     ]
@@ -90,7 +91,7 @@ def survey(
 ) -> list[Damaged]:
     """Damage copies of an index of one file, and see what becomes of a search in each."""
     found = list[Damaged]()
-    todo = damages(folder / "index", edges)
+    todo = damages(folder / "index", system(vectors.dim), edges)
     while len(found) < len(todo):
         with _Victim(vectors, system, folder) as victim:
             for damage in todo[len(found) :]:

@@ -1,5 +1,6 @@
 """Vectors to measure an index with: real ones, or made ones, their exact neighbours, and the recall against these."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ class VectorSet:
     @property
     def queries(self) -> Floats:
         return np.load(self.folder / "queries.npy")  # type: ignore[no-any-return]
+
+    @property
+    def fingerprint(self) -> str:
+        """Tell sets of vectors apart."""
+        base = self.base
+        return f"{base.shape} {zlib.crc32(np.ascontiguousarray(base[:BLOCK]))} {zlib.crc32(np.ascontiguousarray(base[-BLOCK:]))}"
 
     @property
     def dim(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.evaluation.speed_index_data import Floats, Truth, VectorSet, exact
-from edge_rag.evaluation.speed_index_systems import EVERY, EdgeRag, FaissFlat, Hnswlib, System
+from edge_rag.evaluation.speed_index_systems import EVERY, EdgeRag, FaissFlat, Found, Hnswlib, System
 from edge_rag.interfaces import Progress
 
 K = 10
@@ -228,17 +228,12 @@ def _each(search: Callable[[Floats], object], queries: Floats) -> npt.NDArray[np
 
 
 def _filtered(system: System, truth: Truth, ef: int, allow: npt.NDArray[np.bool_], rounds: int) -> Filtered:
-    rows = np.full((len(truth.queries), K), -1, dtype=np.int64)
-    for number in range(len(rows)):
-        found = system.search_allowed(truth.queries[number : number + 1], K, ef, allow)[0][0]
-        rows[number, : len(found)] = found
-    rows = rows[:, : truth.k]
-    medians = [
-        float(np.median(_each(lambda query: system.search_allowed(query, K, ef, allow), truth.queries)))
-        for _ in range(rounds)
-    ]
-    returned = float((rows >= 0).mean())
-    return Filtered(system.name, int(allow.sum()), tuple(medians), truth.recall(rows), returned)
+    def search(query: Floats) -> Found:
+        return system.search_allowed(query, truth.k, ef, allow)
+
+    rows = np.vstack([search(truth.queries[number : number + 1])[0] for number in range(len(truth.queries))])
+    medians = tuple(float(np.median(_each(search, truth.queries))) for _ in range(rounds))
+    return Filtered(system.name, int(allow.sum()), medians, truth.recall(rows), float((rows >= 0).mean()))
 
 
 def _tell(progress: Progress | None, stage: str, done: int, total: int) -> None:

@@ -38,6 +38,10 @@ class System:
     def open(self, folder: Path) -> None:
         raise NotImplementedError
 
+    def header_at(self, content: bytes) -> int:
+        """Tell where in its file the numbers stand that say what the rest is."""
+        return 0
+
     def search(self, queries: Floats, k: int, ef: int) -> Found:
         raise NotImplementedError
 
@@ -179,6 +183,9 @@ class Usearch(System):
         self.index = Index.restore(str(folder / "index"), view=True)
         if self.index is None:
             raise ValueError("usearch restores no index")
+
+    def header_at(self, content: bytes) -> int:
+        return content.rfind(b"usearch")  # after the vectors
 
     def search(self, queries: Floats, k: int, ef: int) -> Found:
         self.index.expansion_search = ef
