@@ -116,7 +116,8 @@ def index(
     ] = "speed,build,open,filters,update,damage,scale",
     rows: Annotated[int | None, typer.Option(help="Use only the first so many real vectors.")] = None,
     generated: Annotated[
-        int | None, typer.Option(help="So many rows in all, made from the real ones; 1,000,000 at most.", metavar="ROWS")
+        int | None,
+        typer.Option(help="So many rows in all, made from the real ones; 1,000,000 at most.", metavar="ROWS"),
     ] = None,
     vectors: Annotated[
         Path | None,
@@ -127,7 +128,7 @@ def index(
     peers: Annotated[
         str | None,
         typer.Option(
-            help="hnswlib, faiss, usearch, svs, with commas between; default: the installed ones; \"\" for none.",
+            help='hnswlib, faiss, usearch, svs, with commas between; default: the installed ones; "" for none.',
             metavar="PEER,...",
         ),
     ] = None,
@@ -135,7 +136,8 @@ def index(
     threads: Annotated[int | None, typer.Option(help="Of builds; default: all cores.", min=1)] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Time builds with one thread, too.")] = False,
     work: Annotated[
-        Path | None, typer.Option(help="Where vectors and indexes are kept; default: a folder for a while.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Where vectors and indexes are kept; default: a folder for a while.", metavar="DIR"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where plots (SVG) and curves (JSON) go.", metavar="DIR")] = None,
     json: JsonFlag = False,

@@ -7,14 +7,11 @@ process that all share, on one thread, in turn. A peer that is not installed, or
 import json
 import os
 import struct
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from edge_rag.errors import UsageError
 from edge_rag.evaluation import speed_index_damage, speed_index_figures, speed_index_search, speed_index_updates
@@ -23,7 +20,17 @@ from edge_rag.evaluation.plot import write_plot
 from edge_rag.evaluation.speed_index_data import VectorSet, prepare
 from edge_rag.evaluation.speed_index_files import Built, Opened, build, folder_of, open_cold, process_of
 from edge_rag.evaluation.speed_index_systems import (
-    EVERY, GRAPHS, EdgeRag, EdgeRagLazy, FaissFlat, FaissHnsw, FaissSq8, Hnswlib, System, Usearch, is_installed,
+    EVERY,
+    GRAPHS,
+    EdgeRag,
+    EdgeRagLazy,
+    FaissFlat,
+    FaissHnsw,
+    FaissSq8,
+    Hnswlib,
+    System,
+    Usearch,
+    is_installed,
 )  # fmt: skip
 from edge_rag.interfaces import Progress
 from edge_rag.models.cores import usable_cores
@@ -92,7 +99,9 @@ class Bench:
         found = {}
         for system in systems:
             if system is EdgeRag or system in self.peers:
-                built = self.built.get((system.name, n_rows)) or self.earlier(system, n_rows) or self.build(system, n_rows)
+                built = (
+                    self.built.get((system.name, n_rows)) or self.earlier(system, n_rows) or self.build(system, n_rows)
+                )
                 if built:
                     found[system.name] = built.folder
         return found
@@ -158,9 +167,7 @@ def _speed(bench: Bench) -> tuple[str, list[Figure], list[str]]:
     folders = bench.folders(GRAPHS)
     flat = bench.folders([FaissFlat]).get(FaissFlat.name)
     with process_of(1) as worker:
-        found = worker.submit(
-            speed_index_search.speed, bench.vectors, folders, bench.rounds, bench.progress
-        ).result()
+        found = worker.submit(speed_index_search.speed, bench.vectors, folders, bench.rounds, bench.progress).result()
         exact = worker.submit(
             speed_index_search.flat, bench.vectors, folders[EdgeRag.name], flat, bench.rounds
         ).result()
@@ -185,7 +192,11 @@ def _build(bench: Bench, thorough: bool) -> tuple[str, list[Figure], list[str]]:
     figures = list[Figure]()
     for threads in (bench.threads, *([1] if thorough and bench.threads > 1 else ())):
         rounds = [
-            {system.name: bench.build(system, threads=threads) for system in (EdgeRag, *bench.peers) if system in GRAPHS}
+            {
+                system.name: bench.build(system, threads=threads)
+                for system in (EdgeRag, *bench.peers)
+                if system in GRAPHS
+            }
             for _ in range(min(BUILD_ROUNDS, bench.rounds))
         ]
         found = {
@@ -223,9 +234,7 @@ def _open(bench: Bench) -> tuple[str, list[Figure], list[str]]:
 def _filters(bench: Bench) -> tuple[str, list[Figure], list[str]]:
     folders = bench.folders(FILTERED)
     with process_of(1) as worker:
-        found = worker.submit(
-            speed_index_search.filters, bench.vectors, folders, bench.rounds, bench.progress
-        ).result()
+        found = worker.submit(speed_index_search.filters, bench.vectors, folders, bench.rounds, bench.progress).result()
     note = (
         f"ours with default settings; peers with ef {speed_index_search.FILTER_EF}, hnswlib with a Python function,"
         " faiss with a bitmap; a query a call"
@@ -310,13 +319,17 @@ def section_edges(file: Path) -> list[int]:
 def _chosen(peers: Sequence[str] | None) -> tuple[list[type[System]], list[str]]:
     """Return the peers to compare with, and a line for each that is not installed."""
     every = [system for system in EVERY.values() if not issubclass(system, EdgeRag)]
-    packages = sorted({system.package for system in every})
+    packages = sorted({_peer_name(system) for system in every})
     for name in peers or ():
         if name not in packages:
             raise UsageError(f"there is no peer {name!r}", mend=f"choose from: {', '.join(packages)}")
-    wanted = [system for system in every if peers is None or system.package in peers]
-    missing = sorted({system.package for system in wanted if not is_installed(system)})
+    wanted = [system for system in every if peers is None or _peer_name(system) in peers]
+    missing = sorted({_peer_name(system) for system in wanted if not is_installed(system)})
     return [s for s in wanted if is_installed(s)], [f"{package} is not installed, and left out" for package in missing]
+
+
+def _peer_name(system: type[System]) -> str:
+    return system.package.partition(".")[0]
 
 
 @contextmanager

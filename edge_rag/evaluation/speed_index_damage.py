@@ -22,7 +22,7 @@ import numpy as np
 
 from edge_rag.evaluation.speed_index_data import Floats, VectorSet
 from edge_rag.evaluation.speed_index_search import K
-from edge_rag.evaluation.speed_index_systems import EVERY, EdgeRag, Found, System
+from edge_rag.evaluation.speed_index_systems import EdgeRag, Found, System
 from edge_rag.interfaces import Progress
 
 Outcome = Literal["right answer", "error", "wrong answer", "crash", "hang"]
@@ -115,7 +115,7 @@ class _Victim:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._copy = Path(tempfile.mkdtemp(prefix="damaged-", dir=folder.parent))
-        arguments = (theirs, vectors, system.name, folder, self._copy)
+        arguments = (theirs, vectors, system, folder, self._copy)
         self._process = context.Process(target=_suffer_all, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -145,24 +145,24 @@ class _Victim:
 # --- what runs in the victim's process ---
 
 
-def _suffer_all(pipe: Connection, vectors: VectorSet, name: str, folder: Path, copy: Path) -> None:
+def _suffer_all(pipe: Connection, vectors: VectorSet, system: type[System], folder: Path, copy: Path) -> None:
     _be_quiet_and_frugal()
     queries = vectors.queries[:N_QUERIES]
-    right = _answers(name, queries, folder)
+    right = _answers(system, queries, folder)
     try:
         pipe.send("ready")
         while True:
             damage: Damage = pipe.recv()
             shutil.copyfile(folder / "index", copy / "index")
             damage.do(copy / "index")
-            pipe.send(_outcome(name, queries, copy, right))
+            pipe.send(_outcome(system, queries, copy, right))
     except EOFError:  # the parent has seen enough
         pass
 
 
-def _outcome(name: str, queries: Floats, copy: Path, right: list[Found]) -> tuple[Outcome, str]:
+def _outcome(system: type[System], queries: Floats, copy: Path, right: list[Found]) -> tuple[Outcome, str]:
     try:
-        answers = _answers(name, queries, copy)
+        answers = _answers(system, queries, copy)
     except Exception as error:
         return "error", f"{type(error).__name__}: {error}"
     same = all(
@@ -172,12 +172,12 @@ def _outcome(name: str, queries: Floats, copy: Path, right: list[Found]) -> tupl
     return ("right answer", "") if same else ("wrong answer", "")
 
 
-def _answers(name: str, queries: Floats, folder: Path) -> list[Found]:
-    system = EVERY[name](queries.shape[1])
-    system.open(folder)
-    found = [system.search(queries, K, EF)]
-    if isinstance(system, EdgeRag):
-        found.append(system.scan(queries, K))
+def _answers(system: type[System], queries: Floats, folder: Path) -> list[Found]:
+    index = system(queries.shape[1])
+    index.open(folder)
+    found = [index.search(queries, K, EF)]
+    if isinstance(index, EdgeRag):
+        found.append(index.scan(queries, K))
     return found
 
 

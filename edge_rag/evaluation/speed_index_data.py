@@ -15,7 +15,9 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 MOST_ROWS = 1_000_000
-TIE = 2e-6  # a score that is so near to the last that counts is as good: more than float32 rounds off, less than matters
+TIE = (
+    2e-6  # a score that is so near to the last that counts is as good: more than float32 rounds off, less than matters
+)
 BLOCK = 10_000  # rows in memory at a time
 MADE_DIM, MADE_QUERIES, ROWS_PER_CLUSTER = 384, 500, 200  # of vectors that rest on no real ones
 
@@ -38,8 +40,8 @@ class VectorSet:
     @property
     def fingerprint(self) -> str:
         """Tell sets of vectors apart."""
-        base = self.base
-        return f"{base.shape} {zlib.crc32(np.ascontiguousarray(base[:BLOCK]))} {zlib.crc32(np.ascontiguousarray(base[-BLOCK:]))}"
+        ends = [zlib.crc32(np.ascontiguousarray(part).tobytes()) for part in (self.base[:BLOCK], self.base[-BLOCK:])]
+        return f"{self.base.shape} {ends[0]} {ends[1]}"
 
     @property
     def dim(self) -> int:
@@ -59,7 +61,7 @@ class Truth:
         """Tell which of rows (n_queries, k) are hits; -1 stands for no row, and a row given twice counts once."""
         scores = np.einsum("qd,qkd->qk", self.queries, self.base[np.maximum(rows, 0)])
         first = np.array([np.isin(np.arange(len(row)), np.unique(row, return_index=True)[1]) for row in rows])
-        return (rows >= 0) & first & (scores >= self.floor[:, None] - TIE)
+        return np.asarray((rows >= 0) & first & (scores >= self.floor[:, None] - TIE))
 
     def recall(self, rows: Rows) -> float:
         return float(self.hits(rows).sum()) / (len(self.queries) * self.k)
@@ -126,7 +128,9 @@ def _real_vectors(source: Path | None) -> tuple[Floats, Floats] | None:
         try:
             found.append(np.load(files[0], mmap_mode="r"))
         except (OSError, ValueError) as error:
-            raise EdgeRagError(f"{files[0]}: cannot be read as vectors: {error}", mend="save it with numpy.save") from error
+            raise EdgeRagError(
+                f"{files[0]}: cannot be read as vectors: {error}", mend="save it with numpy.save"
+            ) from error
     base, queries = found
     if base.ndim != 2 or queries.ndim != 2 or base.shape[1] != queries.shape[1] or not len(base) or not len(queries):
         raise UsageError(f"{source}: base {base.shape} and queries {queries.shape}", mend="both must be (n, dim)")
@@ -139,7 +143,9 @@ def _with_variations(base: Floats, made: int) -> Iterator[Floats]:
         yield base[start : start + BLOCK]
     random = np.random.default_rng(0)
     for start in range(0, made, BLOCK):
-        here, there, elsewhere = (_unit(base[random.integers(0, len(base), min(BLOCK, made - start))]) for _ in range(3))
+        here, there, elsewhere = (
+            _unit(base[random.integers(0, len(base), min(BLOCK, made - start))]) for _ in range(3)
+        )
         step = random.uniform(0.3, 0.7, (len(here), 1)).astype(np.float32)
         yield here + step * (there - elsewhere)
 

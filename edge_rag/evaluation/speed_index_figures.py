@@ -104,7 +104,9 @@ def of_updates(found: Updates) -> Iterator[Figure]:
         yield figure(f"add one, remove one, search: {name}", "ms", [s * 1000 for s in seconds])
     if Hnswlib.name in found.cycles:
         yield figure(
-            f"add one, remove one, search: to {Hnswlib.name}", "x", ratios(found.cycles[Hnswlib.name], found.cycles[OURS])
+            f"add one, remove one, search: to {Hnswlib.name}",
+            "x",
+            ratios(found.cycles[Hnswlib.name], found.cycles[OURS]),
         )
     for name, seconds in found.writes.items():
         yield figure(f"write {found.n_changed:,} added and removed rows to disk: {name}", "s", seconds)

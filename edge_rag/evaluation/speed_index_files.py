@@ -1,6 +1,5 @@
 """What it takes to build an index, and to open one: each time in a process of its own."""
 
-import importlib
 import mmap
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.evaluation.speed_index_data import VectorSet
 from edge_rag.evaluation.speed_index_search import K
-from edge_rag.evaluation.speed_index_systems import EVERY, System
+from edge_rag.evaluation.speed_index_systems import System
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 WATCH_S = 0.005  # between two looks at a building process's memory
@@ -70,8 +69,8 @@ def build(vectors: VectorSet, system: type[System], folder: Path, *, n_rows: int
     folder.mkdir(parents=True)
     with process_of(threads) as worker:
         pid = worker.submit(os.getpid).result()
-        before = worker.submit(_ready, system.name).result()
-        building = worker.submit(_build, vectors, system.name, folder, n_rows, threads)
+        before = worker.submit(_ready, system).result()
+        building = worker.submit(_build, vectors, system, folder, n_rows, threads)
         peak_private = _watch(pid, building)
         wall_s, cpu_s, peak = building.result()
     private = before.get("private")
@@ -82,7 +81,7 @@ def build(vectors: VectorSet, system: type[System], folder: Path, *, n_rows: int
 def open_cold(vectors: VectorSet, system: type[System], folder: Path, *, evicted: bool) -> Opened:
     """Open in a new process and search; with the file in the system's cache, or dropped from there."""
     with process_of(1) as worker:
-        return worker.submit(_open, vectors, system.name, folder, evicted).result()
+        return worker.submit(_open, vectors, system, folder, evicted).result()
 
 
 def _watch(pid: int, building: "Future[tuple[float, float, int | None]]") -> int | None:
@@ -96,36 +95,36 @@ def _watch(pid: int, building: "Future[tuple[float, float, int | None]]") -> int
 # --- what runs in processes of its own ---
 
 
-def _ready(name: str) -> dict[str, int]:
-    importlib.import_module(EVERY[name].package)
+def _ready(system: type[System]) -> dict[str, int]:
+    system.imported()
     return memory_of()
 
 
 def _build(
-    vectors: VectorSet, name: str, folder: Path, n_rows: int, threads: int
+    vectors: VectorSet, system: type[System], folder: Path, n_rows: int, threads: int
 ) -> tuple[float, float, int | None]:
     base = vectors.base[:n_rows]
     start, cpu = time.perf_counter(), time.process_time()
-    EVERY[name](base.shape[1]).build(base, folder, threads)
+    system(vectors.dim).build(base, folder, threads)
     return time.perf_counter() - start, time.process_time() - cpu, memory_of().get("peak")
 
 
-def _open(vectors: VectorSet, name: str, folder: Path, evicted: bool) -> Opened:
-    importlib.import_module(EVERY[name].package)
+def _open(vectors: VectorSet, system: type[System], folder: Path, evicted: bool) -> Opened:
+    system.imported()
     queries = vectors.queries
-    system = EVERY[name](queries.shape[1])
+    index = system(vectors.dim)
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in files:
         _evict(file) if evicted else file.read_bytes()
     resident = _resident(files)
     before = _held()
     start = time.perf_counter()
-    system.open(folder)
-    system.search(queries[:1], K, system.ef_default)
+    index.open(folder)
+    index.search(queries[:1], K, index.ef_default)
     first_s = time.perf_counter() - start
     after_first = _held()
     for number in range(len(queries)):
-        system.search(queries[number : number + 1], K, system.ef_default)
+        index.search(queries[number : number + 1], K, index.ef_default)
     after_many = _held()
     return Opened(first_s, _less(after_first, before), _less(after_many, before), resident)
 

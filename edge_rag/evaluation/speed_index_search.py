@@ -4,7 +4,7 @@ Each contestant has its turn in each round, so that a ratio is taken between nei
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,9 @@ class Curve:
 @dataclass(frozen=True, slots=True)
 class Speed:
     curves: dict[str, Curve]
-    calls: dict[tuple[str, float], npt.NDArray[np.float64]]  # (name, recall): (rounds, n_queries) seconds, a query a call
+    calls: dict[
+        tuple[str, float], npt.NDArray[np.float64]
+    ]  # (name, recall): (rounds, n_queries) seconds, a query a call
     defaults: npt.NDArray[np.bool_]  # the hits of ours with its default ef
 
 
@@ -142,7 +144,7 @@ def filters(
         kept = np.sort(np.random.default_rng(number).permutation(len(base))[: max(1, round(share * len(base)))])
         allow = np.zeros(len(base), dtype=np.bool_)
         allow[kept] = True
-        for step, (name, system) in enumerate(systems.items()):
+        for step, system in enumerate(systems.values()):
             _tell(progress, "filters", number * len(systems) + step, len(KEPT_SHARES) * len(systems))
             ours = isinstance(system, EdgeRag)
             queries = vectors.queries[: FILTER_QUERIES if ours else PEER_FILTER_QUERIES]

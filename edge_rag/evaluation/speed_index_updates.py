@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_rag.evaluation.speed_index_data import Floats, VectorSet, exact
+from edge_rag.evaluation.speed_index_data import BLOCK, Floats, VectorSet, exact
 from edge_rag.evaluation.speed_index_search import K
-from edge_rag.evaluation.speed_index_systems import BLOCK, EF_BUILD, SEED, EdgeRag, Hnswlib, M, blocks_of
+from edge_rag.evaluation.speed_index_systems import EF_BUILD, SEED, EdgeRag, Hnswlib, M, blocks_of
 from edge_rag.index import LiveIndex, NativeIndex, build_index
 from edge_rag.interfaces import Progress
 
@@ -54,12 +55,10 @@ def updates(
     for number in range(rounds):
         _tell(progress, "merges", number, rounds)
         with NativeIndex.open(before) as old:
-            added = blocks_of(base[first:], first)
-            writes[EdgeRag.name].append(
-                _seconds(lambda: build_index(merged, added, vectors.dim, base=old, keep=keep, threads=threads))
-            )
+            merge = partial(build_index, merged, blocks_of(base[first:], first), vectors.dim, base=old, keep=keep)
+            writes[EdgeRag.name].append(_seconds(partial(merge, threads=threads)))
         alive = blocks_of(base[n_changed:], n_changed)
-        full.append(_seconds(lambda: build_index(anew, alive, vectors.dim, graph_from=1, threads=threads)))
+        full.append(_seconds(partial(build_index, anew, alive, vectors.dim, graph_from=1, threads=threads)))
         if peer:
             writes[Hnswlib.name].append(_seconds(lambda: peer.save_index(str(saved))))
     found = Updates(
@@ -101,7 +100,7 @@ def _query(queries: Floats, row: int) -> Floats:
 
 
 def _cycles(rows: range, change: Callable[[int], None]) -> float:
-    return float(np.median([_seconds(lambda row=row: change(row)) for row in rows]))  # type: ignore[misc]
+    return float(np.median([_seconds(partial(change, row)) for row in rows]))
 
 
 def _seconds(act: Callable[[], object]) -> float:
