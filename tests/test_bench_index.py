@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import struct
 from pathlib import Path
 from xml.etree import ElementTree
@@ -207,8 +208,6 @@ def test_what_a_peer_has_built_is_used_again_for_the_same_vectors_only(
 
 
 def test_a_process_of_its_own_has_its_threads_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     with speed_index_files.process_of(1) as worker:
         assert worker.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"

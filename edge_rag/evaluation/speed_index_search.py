@@ -4,7 +4,7 @@ Each contestant has its turn in each round, so that a ratio is taken between nei
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,15 +88,16 @@ def speed(vectors: VectorSet, folders: Mapping[str, Path], rounds: int, progress
     truth = exact(vectors.base, vectors.queries, K)
     systems = _opened(folders, vectors)
     points = {name: _recalls(system, truth) for name, system in systems.items()}
-    times: dict[str, list[list[float]]] = {name: [[] for _ in points[name]] for name in systems}
+    times: dict[str, list[list[float]]] = {name: [[] for _ in found] for name, found in points.items()}
     for number in range(rounds):
         for step in range(len(EFS)):
             _tell(progress, "sweep", number * len(EFS) + step, rounds * len(EFS))
             for name, system in systems.items():
                 if step < len(points[name]):
-                    times[name][step].append(_seconds(system, truth.queries, EFS[step]))
+                    times[name][step].append(_seconds(system, truth.queries, points[name][step][0]))
     curves = {
-        name: Curve(EFS[: len(points[name])], _rising(points[name]), tuple(map(tuple, times[name]))) for name in systems
+        name: Curve(tuple(ef for ef, _ in found), tuple(recall for _, recall in found), tuple(map(tuple, times[name])))
+        for name, found in points.items()
     }
     calls: dict[tuple[str, float], list[npt.NDArray[np.float64]]] = {
         (name, recall): [] for recall in RECALLS for name, curve in curves.items() if curve.seconds_at(recall)
@@ -165,9 +166,9 @@ def scale(
     assert isinstance(ours, EdgeRag)
     recall, peer_recall = truth.recall(ours.search(queries, K, ours.ef_default)[0]), 0.0
     ways: dict[str, Callable[[Floats], object]] = {
+        "edge_rag, as it chooses": lambda q: ours.auto(q, K),
         "edge_rag, scan": lambda q: ours.scan(q, K),
         "edge_rag, graph": lambda q: ours.search(q, K, ours.ef_default),
-        "edge_rag, as it chooses": lambda q: ours.auto(q, K),
     }
     if peer := systems.get(Hnswlib.name):
         for ef in EFS:
@@ -193,19 +194,16 @@ def _opened(folders: Mapping[str, Path], vectors: VectorSet) -> dict[str, System
     return systems
 
 
-def _recalls(system: System, truth: Truth) -> list[float]:
-    """Search once with each ef, to the one that finds enough. This warms up, too."""
-    found = list[float]()
+def _recalls(system: System, truth: Truth) -> list[tuple[int, float]]:
+    """Search once with each ef, to the one that finds enough; return those that found more than all before."""
+    found = list[tuple[int, float]]()
     for ef in EFS:
-        found.append(truth.recall(system.search(truth.queries, K, ef)[0]))
-        if found[-1] > ENOUGH:
+        recall = truth.recall(system.search(truth.queries, K, ef)[0])
+        if not found or recall > found[-1][1]:
+            found.append((ef, recall))
+        if recall > ENOUGH:
             break
     return found
-
-
-def _rising(recalls: Sequence[float]) -> tuple[float, ...]:
-    """Take back dips of a few hits, so that a recall has one place on the curve."""
-    return tuple(np.maximum.accumulate(recalls).tolist())
 
 
 def _seconds(system: System, queries: Floats, ef: int) -> float:
