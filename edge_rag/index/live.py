@@ -63,7 +63,7 @@ class LiveIndex:
     def __init__(
         self, segment: NativeIndex | None = None, *, dim: int | None = None, metric: Metric | None = None
     ) -> None:
-        """Start from a segment, which this index closes in time, or from nothing with `dim` and `metric`."""
+        """Start from a segment, which must stay open, or from nothing with `dim` and `metric`."""
         if segment is None and (dim is None or metric is None):
             raise ValueError("without a segment, dim and metric are needed")
         self._dim = segment.dim if segment else checked_number(dim or 0, "dim", 1)
@@ -186,16 +186,14 @@ class LiveIndex:
             )
             segment = NativeIndex.open(path)
             self._buffer, self._tail_rows = self._buffer[:0], {}
-            self._state = self._fresh_state(segment)
-            if state.segment:
-                state.segment.close()
+            self._state = self._fresh_state(segment)  # the old segment goes with the last search that has it
 
     def close(self) -> None:
         """Forget what was not saved. Searches under way end well. May be called twice."""
         with self._changing:
             self._closed = True
-            if self._state.segment:
-                self._state.segment.close()
+            self._buffer, self._tail_rows = self._buffer[:0], {}
+            self._state = self._fresh_state(None)
 
     def __enter__(self) -> Self:
         return self

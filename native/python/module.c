@@ -338,7 +338,7 @@ static int on_write(void *context, const void *bytes, size_t size)
         returned = PyObject_CallFunctionObjArgs(c->write, view, NULL);
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
-        PyObject *released = PyObject_CallMethod(view, "release", NULL); /* fails if somebody keeps an array on it */
+        PyObject *released = PyObject_CallMethod(view, "release", NULL); /* the bytes are native's, and do not stay */
         Py_XDECREF(released);
         if (type) PyErr_Restore(type, value, trace);
         Py_DECREF(view);
