@@ -197,7 +197,7 @@ def compact(context: typer.Context, json: JsonFlag = False) -> None:
     Example: edge-rag compact
     """
     with open_library(context) as library:
-        report = library.compact()
+        report = library.compact(progress=progress_of(context))
     if json:
         print_json(report)
     else:
