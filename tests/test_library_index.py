@@ -15,7 +15,7 @@ import pytest
 import edge_rag.index
 from edge_rag.errors import UsageError
 from edge_rag.index import NativeIndex, build_index
-from edge_rag.library import Filters, Library, diagnose, generations, search, store
+from edge_rag.library import Filters, Library, describe_index, diagnose, generations, search, store
 from edge_rag.testing import HashEmbedder
 
 LONG_AGO = 1_600_000_000
@@ -227,6 +227,16 @@ def test_a_tail_too_long_for_memory_is_read_every_time(
     monkeypatch.setattr(search, "LARGEST_TAIL_IN_MEMORY", 10)
     assert_exact(library)
     assert library._tail is None
+
+
+def test_the_index_is_described_by_its_rows_links_and_bytes(library: Library, tmp_path: Path) -> None:
+    assert describe_index(library.path) == "none"
+    library.add([put(tmp_path / "docs", range(60))])
+    size = index_file(library).stat().st_size
+    said = describe_index(library.path)
+    assert said.startswith("60 vectors of 64, a graph of ") and said.endswith(f" links, {size:,} bytes")
+    index_file(library).unlink()
+    assert describe_index(library.path) == "none"
 
 
 def test_a_vector_without_direction_is_refused(library: Library, tmp_path: Path) -> None:
