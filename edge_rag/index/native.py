@@ -241,7 +241,8 @@ class NativeIndex:
         """Return how many threads pay: one for one query, unless it reads very many rows."""
         scan_ns = len(self) * self.dim * _SCAN_NS_PER_VALUE
         query_ns = scan_ns if exact or not self._n_links else min(scan_ns, _GRAPH_NS)
-        return max(1, min(usable_cores(), int(n_queries * query_ns) // _NS_PER_THREAD))
+        wanted = int(n_queries * query_ns) // _NS_PER_THREAD
+        return min(usable_cores(), wanted) if wanted > 1 else 1
 
 
 def packed_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
