@@ -404,7 +404,7 @@ DAMAGES = {
     "fts words": (["UPDATE chunk_fts_data SET block = zeroblob(length(block)) WHERE id > 100"], "full-text index"),
     "no generations": (["DELETE FROM generations"], "belongs to another state"),
     "no sources": (["DELETE FROM sources WHERE document_id = 2"], "1 documents have no file"),
-    "table": (["DROP TABLE problems"], "tables are missing: problems"),
+    "table": (["DROP TABLE problems"], "tables are missing or altered: problems"),
     "dangling": (["PRAGMA foreign_keys = OFF", "DELETE FROM documents WHERE id = 2"], "rows belong to nothing"),
     "embedder": (["UPDATE meta SET value = 'another' WHERE key = 'embedder_fingerprint'"], "of another embedder"),
     "meta": (["DELETE FROM meta WHERE key = 'embedder_name'"], "does not say how it was made"),

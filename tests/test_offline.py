@@ -43,7 +43,9 @@ CASES: dict[str, tuple[list[str], int]] = {
     "config path": ([], 0),
 }
 # Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes.
-NOT_RUN = {"models pull", "bench ingest", "bench ask", "bench abstain", "bench extract", "bench search"}
+NOT_RUN = {
+    "models pull", "bench ingest", "bench ask", "bench abstain", "bench extract", "bench search", "bench index",
+}  # fmt: skip
 
 
 def commands() -> Iterator[str]:

@@ -92,11 +92,11 @@ import sys
 sys.path[1:1] = [SITE, NUMPY]
 import numpy as np
 import edge_rag.train, edge_rag.export
-from edge_rag.index import FlatIndex, ScanIndex, write_index
+from edge_rag.index import FlatIndex, NativeIndex, build_index
 assert all(m.__file__.startswith(SITE) for m in (edge_rag.train, edge_rag.export, edge_rag._native))
 rows = np.random.default_rng(0).standard_normal((50, 70)).astype(np.float32)
-write_index("x.idx", [(np.arange(50), rows)], 70)
-with ScanIndex.open("x.idx") as index:
+build_index("x.idx", [(np.arange(50), rows)], 70)
+with NativeIndex.open("x.idx") as index:
     ids, _ = index.search(rows[:5], 1)
 assert ids.ravel().tolist() == [0, 1, 2, 3, 4]
 try:
@@ -229,11 +229,11 @@ def test_imports_go_downwards():
     ("path", "source"),
     [
         ("edge_rag/errors.py", "import edge_rag.library"),
-        ("edge_rag/index/scan.py", "from edge_rag.models import embed"),
-        ("edge_rag/index/scan.py", "from edge_rag import models"),
-        ("edge_rag/index/scan.py", "from ..models import embed"),
+        ("edge_rag/index/native.py", "from edge_rag.models import embed"),
+        ("edge_rag/index/native.py", "from edge_rag import models"),
+        ("edge_rag/index/native.py", "from ..models import embed"),
         ("edge_rag/index/__init__.py", "from .. import library"),
-        ("edge_rag/index/scan.py", "from edge_rag import Library"),
+        ("edge_rag/index/native.py", "from edge_rag import Library"),
         ("edge_rag/library/store.py", "def f():\n    from edge_rag.answering.prompt import render"),
         ("edge_rag/library/store.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import edge_rag.cli"),
         ("edge_rag/bundle/pack.py", "from edge_rag.evaluation import runs"),
@@ -271,9 +271,9 @@ def test_a_wrong_import_is_found(path, source):
     ("path", "source"),
     [
         ("edge_rag/settings.py", "from edge_rag.errors import UsageError"),
-        ("edge_rag/index/scan.py", "from edge_rag import _native\nfrom edge_rag.errors import IntegrityError"),
+        ("edge_rag/index/native.py", "from edge_rag import _native\nfrom edge_rag.errors import IntegrityError"),
         (
-            "edge_rag/index/scan.py",
+            "edge_rag/index/native.py",
             "from .arrays import checked_rows\nfrom . import flat\nfrom ..errors import UsageError",
         ),
         ("edge_rag/cli/main.py", "import edge_rag\nfrom edge_rag import Library\nimport edge_rag.bundle"),

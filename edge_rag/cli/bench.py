@@ -109,6 +109,58 @@ def ask(
 
 
 @app.command()
+def index(
+    context: typer.Context,
+    part: Annotated[
+        str, typer.Option(help="Parts, with commas between.", metavar="PART,...")
+    ] = "speed,build,open,filters,update,damage,scale",
+    rows: Annotated[int | None, typer.Option(help="Use only the first so many real vectors.")] = None,
+    generated: Annotated[
+        int | None,
+        typer.Option(help="So many rows in all, made from the real ones; 1,000,000 at most.", metavar="ROWS"),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of base.npy and queries.npy; default: EDGE_RAG_DATA/vectors, else made ones.", metavar="DIR"
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help='hnswlib, faiss, usearch, svs, with commas between; default: the installed ones; "" for none.',
+            metavar="PEER,...",
+        ),
+    ] = None,
+    rounds: RoundsOption = 5,
+    threads: Annotated[int | None, typer.Option(help="Of builds; default: all cores.", min=1)] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Time builds with one thread, too.")] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Where vectors and indexes are kept; default: a folder for a while.", metavar="DIR"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where plots (SVG) and curves (JSON) go.", metavar="DIR")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure the vector index beside its peers: speed, build, open, filters, updates, damage, scale.
+
+    Example: edge-rag bench index --part speed,build --out plots
+    """
+    from edge_rag.evaluation import speed_index
+    from edge_rag.evaluation.figures import markdown
+
+    reports = speed_index.measure(
+        _names(part), rows=rows, generated=generated, source=vectors, peers=None if peers is None else _names(peers),
+        rounds=rounds, threads=threads, thorough=thorough, work=work, out=out, command=_command(),
+        progress=progress_of(context),
+    )  # fmt: skip
+    if json:
+        print_json(reports)
+    else:
+        print("\n\n".join(map(markdown, reports)))
+
+
+@app.command()
 def abstain(
     context: typer.Context,
     limit: Annotated[int, typer.Option(help="Train questions of each set.", min=1)] = 1000,
@@ -157,6 +209,10 @@ def _print(report: "Report", json: bool) -> None:
         print_json(report)
     else:
         print(markdown(report))
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _command() -> str:

@@ -51,10 +51,10 @@ def run_cold(arguments: Sequence[str]) -> Run:
         return Run(wall_s, peak, out.read().decode("utf-8", "replace"))
 
 
-def own_memory() -> dict[str, int]:
-    """Return this process's peak, and what it holds now apart: private memory and mapped files, in bytes (Linux)."""
+def memory_of(process: int | str = "self") -> dict[str, int]:
+    """Return a process's peak, and what it holds now apart: private memory and mapped files, in bytes (Linux)."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return {}
     status = dict(line.split(":", 1) for line in lines)

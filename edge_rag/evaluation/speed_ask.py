@@ -12,7 +12,7 @@ from pathlib import Path
 from edge_rag.answering import Assistant, KeepTop
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, ratios, surroundings
-from edge_rag.evaluation.processes import fresh_process, own_memory
+from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.interfaces import Generator, Message, Passage, Progress
 from edge_rag.library import Library
 from edge_rag.settings import Settings
@@ -119,7 +119,7 @@ def ask_three(path: Path, settings: Settings, questions: Sequence[str]) -> Round
                 prompt_tokens=tuple(a.prompt_tokens for a in answers),  # type: ignore[arg-type]
                 prefill=first.prompt_tokens / watch.first_s[0],
                 generation=watch.n_later / watch.later_s if watch.later_s else 0.0,
-                memory=own_memory(),
+                memory=memory_of(),
             )
 
 

@@ -84,10 +84,10 @@ def _examine(library: Path, models: _Models, deep: bool) -> list[Finding]:
     try:
         with closing(connect_reader(library)) as db, translated(library), snapshot(db):
             found = schema.check_version(db, library)
-            missing = sorted(schema.expected_objects().keys() - schema.objects(db).keys())
+            missing = _missing_objects(db)
             if found < schema.VERSION or missing:
                 names = ", ".join(missing) or "some"
-                return [*findings, Finding("error", f"{DATABASE_NAME}: tables are missing: {names}", mend)]
+                return [*findings, Finding("error", f"{DATABASE_NAME}: tables are missing or altered: {names}", mend)]
             structural = list(_structural_findings(db, deep, mend))
             findings += structural
             if not structural:
@@ -332,14 +332,34 @@ def _is_broken(library: Path) -> bool:
             problems = [row[0] for row in db.execute("PRAGMA integrity_check(100)")]
             # integrity_check also asks FTS5, and what FTS5 says can be mended by a rebuild
             broken = [text for text in problems if text != "ok" and "chunk_fts" not in text]
-            missing = schema.expected_objects().keys() - schema.objects(db).keys()
-            return (
-                found == 0 or bool(broken) or bool(missing) or bool(db.execute("PRAGMA foreign_key_check").fetchall())
-            )
+            dangling = db.execute("PRAGMA foreign_key_check").fetchall()
+            return found == 0 or bool(broken or _missing_objects(db) or dangling) or _refuses_writers(library)
     except (sqlite3.Error, EdgeRagError) as error:
         if isinstance(error, LibraryError):  # newer, locked, not permitted: no damage
             raise
         return True
+
+
+def _missing_objects(db: sqlite3.Connection) -> list[str]:
+    """Return the names of tables and the like that are not there, or not as we made them."""
+    there = {name: _bare(sql) for name, sql in schema.objects(db).items()}
+    # FTS5's own tables are made in the words of the SQLite that made them.
+    return sorted(
+        name
+        for name, sql in schema.expected_objects().items()
+        if name not in there or (there[name] != _bare(sql) and not name.startswith("chunk_fts_"))
+    )
+
+
+def _bare(sql: str) -> str:
+    """Return SQL without comments and white space, which may differ between our versions."""
+    return re.sub(r"--[^\n]*|\s", "", sql)
+
+
+def _refuses_writers(library: Path) -> bool:
+    """Tell whether the header names a format that SQLite reads and does not write (fileformat2.html, section 1.3.3)."""
+    with (library / DATABASE_NAME).open("rb") as file:
+        return file.read(20)[18:19] not in (b"\1", b"\2")
 
 
 def _drop_damaged(library: Path, db: sqlite3.Connection) -> list[Finding]:
