@@ -119,7 +119,9 @@ def test_verify_sees_a_flipped_bit_in_a_file_that_is_open(tmp_path):
     make(tmp_path / "x.idx", 5000, 100, graph_from=1)
     content = (tmp_path / "x.idx").read_bytes()
     chance = random.Random(3)
-    bits = [8 * at + chance.randrange(8) for _, offset, size, _ in sections(content) for at in (offset, offset + size - 1)]
+    bits = [
+        8 * at + chance.randrange(8) for _, offset, size, _ in sections(content) for at in (offset, offset + size - 1)
+    ]
     bits += [chance.randrange(8 * len(content)) for _ in range(60)]
     with NativeIndex.open(tmp_path / "x.idx") as index, (tmp_path / "x.idx").open("r+b", buffering=0) as file:
         for bit in bits:
