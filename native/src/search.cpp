@@ -13,7 +13,7 @@ namespace ei {
 namespace {
 
 constexpr size_t kDefaultEf = 100;
-constexpr size_t kWalksAtOnce = 6;
+constexpr size_t kWalksAtOnce = 4;
 constexpr size_t kBlockRows = 256;  // of a scan: their codes stay in the cache while one query after the other reads them
 
 // Of how many rows the order by codes is trusted less than the order by whole rows: on real vectors the ten best are always
@@ -100,7 +100,7 @@ std::vector<size_t> follow_graph(const Request &request, size_t ef, size_t begin
     };
     const auto finish = [&](Lane &lane) {
         candidates.clear();
-        for (const Key key : lane.walk.found()) {
+        for (const Key key : lane.walk) {
             if (request.allows(row_of(key))) candidates.push_back(key);
             if (candidates.size() == n_rescored(request.k)) break;
         }

@@ -19,7 +19,7 @@ inline Key key_of(float score, uint32_t row)
 {
     uint32_t bits;
     std::memcpy(&bits, &score, sizeof bits);
-    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
+    bits ^= (0u - (bits >> 31)) | 0x80000000u;  // without a branch: there is no telling the sign
     return Key{bits} << 32 | (0x7fffffffu - row) << 1;
 }
 
@@ -70,6 +70,8 @@ inline void prefetch_row(const Rows &rows, uint32_t row)
 #endif
 }
 
+constexpr size_t kStarts = 8;  // entries that a walk goes on from
+
 // One walk. Memory waits cost more than arithmetic, so it goes in steps, each of which asks for the bytes that the next one
 // reads: several walks that take steps in turn wait together.
 //
@@ -86,14 +88,23 @@ class Walk {
         forget();
         aim_ = aim;
         ef_ = ef;
-        pool_.clear();
-        if (pool_.capacity() < ef + 1) pool_.reserve(ef + 1);
-        next_ = 0;
+        pool_.resize(ef);
+        size_ = next_ = 0;
+        gathers_ = true;
+
+        // A few of the entries suffice; the others would only be sorted in and pushed out again.
+        std::vector<Key> &best = starts_;
+        best.clear();
         for (size_t i = 0; i < n_entries; i += EI_MAX_LINKS) {
             consider(entries + i, std::min(size_t{EI_MAX_LINKS}, n_entries - i));
-            score();
+            float scores[EI_MAX_LINKS];
+            score_todo(scores);
+            for (size_t j = 0; j < n_todo_; j++) best.push_back(key_of(scores[j], todo_[j]) | 1);
         }
-        gathers_ = true;
+        const auto n = static_cast<ptrdiff_t>(std::min({best.size(), kStarts, ef}));
+        std::partial_sort(best.begin(), best.begin() + n, best.end(), std::greater<Key>());
+        std::copy(best.begin(), best.begin() + n, pool_.begin());
+        size_ = static_cast<size_t>(n);
     }
 
     // Take a step; false when there is nothing more to do.
@@ -101,13 +112,13 @@ class Walk {
     {
         if (!gathers_) {
             score();
-            if (next_ < pool_.size()) links_.prefetch(row_of(pool_[next_]));
+            if (next_ < size_) links_.prefetch(row_of(pool_[next_]));
         } else {
-            if (next_ >= pool_.size()) return false;
+            if (next_ >= size_) return false;
             const uint32_t row = row_of(pool_[next_]);
             pool_[next_] &= ~Key{1};
-            while (next_ < pool_.size() && !(pool_[next_] & 1)) next_++;
-            if (next_ < pool_.size()) links_.prefetch(row_of(pool_[next_]));
+            while (next_ < size_ && !(pool_[next_] & 1)) next_++;
+            if (next_ < size_) links_.prefetch(row_of(pool_[next_]));
             size_t n;
             const uint32_t *neighbours = links_.of(row, &n);
             consider(neighbours, n);
@@ -116,7 +127,9 @@ class Walk {
         return true;
     }
 
-    const std::vector<Key> &found() const { return pool_; }  // best first; their lowest bits mean nothing
+    // The rows in sight, best first. The lowest bits of the keys mean nothing.
+    const Key *begin() const { return pool_.data(); }
+    const Key *end() const { return pool_.data() + size_; }
 
   private:
     void forget()
@@ -131,48 +144,74 @@ class Walk {
 
     void consider(const uint32_t *which, size_t n)
     {
-        n_todo_ = 0;
+        uint64_t *const visited = visited_.data();
+        const size_t count = rows_.count;
+        size_t n_todo = 0;
         for (size_t i = 0; i < n; i++) {
             const uint32_t row = which[i];
-            if (row >= rows_.count) continue;  // a damaged file that nobody checked
-            uint64_t &word = visited_[row / 64];
-            const uint64_t bit = uint64_t{1} << row % 64;
-            todo_[n_todo_] = row;
-            n_todo_ += !(word & bit);
-            word |= bit;
+            if (row >= count) continue;  // a damaged file that nobody checked
+            const uint64_t word = visited[row / 64], bit = uint64_t{1} << row % 64;
+            visited[row / 64] = word | bit;
+            todo_[n_todo] = row;
+            n_todo += !(word & bit);
         }
-        for (size_t i = 0; i < n_todo_; i++) prefetch_row(rows_, todo_[i]);
-        seen_.insert(seen_.end(), todo_, todo_ + n_todo_);
+        for (size_t i = 0; i < n_todo; i++) prefetch_row(rows_, todo_[i]);
+        seen_.insert(seen_.end(), todo_, todo_ + n_todo);
+        n_todo_ = n_todo;
+    }
+
+    void score_todo(float *scores)
+    {
+        int32_t dots[EI_MAX_LINKS];
+        score_rows(rows_, aim_, todo_, n_todo_, dots, scores);
     }
 
     void score()
     {
-        int32_t dots[EI_MAX_LINKS];
         float scores[EI_MAX_LINKS];
-        score_rows(rows_, aim_, todo_, n_todo_, dots, scores);
+        score_todo(scores);
+        Key fresh[EI_MAX_LINKS];
+        size_t n_fresh = 0;
+        const Key worst = size_ == ef_ ? pool_[ef_ - 1] : 0;
         for (size_t i = 0; i < n_todo_; i++) {
-            const Key key = key_of(scores[i], todo_[i]) | 1;
-            if (pool_.size() == ef_) {
-                if (key < pool_.back()) continue;
-                pool_.pop_back();
-            }
-            const auto place = std::upper_bound(pool_.begin(), pool_.end(), key, std::greater<Key>());
-            next_ = std::min(next_, static_cast<size_t>(place - pool_.begin()));
-            pool_.insert(place, key);
+            fresh[n_fresh] = key_of(scores[i], todo_[i]) | 1;
+            n_fresh += fresh[n_fresh] > worst;
         }
+        for (size_t i = 0; i < n_fresh; i++) insert(fresh[i]);
+    }
+
+    void insert(Key key)
+    {
+        Key *const pool = pool_.data();
+        if (size_ == ef_ && key < pool[ef_ - 1]) return;
+        size_ -= size_ == ef_;
+        // A binary search without branches, which no processor would predict here.
+        const Key *place = pool;
+        for (size_t n = size_; n > 0;) {
+            const size_t half = (n + 1) / 2;
+            place += half & (size_t{0} - (place[half - 1] > key));
+            n -= half;
+        }
+        const auto at = static_cast<size_t>(place - pool);
+        std::memmove(pool + at + 1, pool + at, (size_ - at) * sizeof *pool);
+        pool[at] = key;
+        size_++;
+        next_ = std::min(next_, at);
     }
 
     Rows rows_;
     Links links_;
     Aim aim_{};
     size_t ef_ = 0;
-    std::vector<Key> pool_;      // best first; the lowest bit is set where the row's neighbours have not been looked at
-    size_t next_ = 0;            // the first such place
+    std::vector<Key> pool_;  // best first; the lowest bit is set where the row's neighbours have not been looked at
+    size_t size_ = 0;        // of what is in use of it
+    size_t next_ = 0;        // the first place with that bit
     bool gathers_ = true;
     uint32_t todo_[EI_MAX_LINKS] = {};  // rows whose codes have been asked for
     size_t n_todo_ = 0;
     std::vector<uint64_t> visited_;
     std::vector<uint32_t> seen_;
+    std::vector<Key> starts_;
 };
 
 }  // namespace ei

@@ -1,342 +1,630 @@
-/* Tests of edge_index without Python: run under the sanitizers and, for Arm, under qemu. A line per failure; exit 1 if any. */
-#define _POSIX_C_SOURCE 200112L
-#include "edge_index.h"
-#include "kernels.h"
+/* What edge_index.h promises, without Python: run under the sanitizers and, for Arm, under qemu. */
+#include "sample.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include <pthread.h>
 
-static int failures;
-#define CHECK(condition, ...)                                      \
-    do {                                                           \
-        if (!(condition)) {                                        \
-            failures++;                                            \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-            printf(__VA_ARGS__);                                   \
-            printf("\n");                                          \
-        }                                                          \
-    } while (0)
+static const ei_metric metrics[] = {EI_COSINE, EI_INNER_PRODUCT, EI_L2};
+enum { N_METRICS = 3 };
 
-static uint64_t seed = 1;
-static uint32_t draw(void) /* xorshift64*: the same numbers everywhere */
+static ei_search_settings plain(uint32_t k, ei_way way)
 {
-    seed ^= seed >> 12, seed ^= seed << 25, seed ^= seed >> 27;
-    return (uint32_t)(seed * 0x2545F4914F6CDD1D >> 32);
-}
-static float draw_float(void) { return (float)draw() / 4294967296.0f * 2 - 1; }
-
-/* Exactly `size` bytes, so that the address sanitizer sees one byte too many. */
-static void *aligned(size_t size)
-{
-    void *memory;
-    if (posix_memalign(&memory, 64, size ? size : 1)) abort();
-    return memory;
+    const ei_search_settings settings = {k, 0, way, 1, NULL};
+    return settings;
 }
 
-typedef struct file {
-    uint8_t *bytes;
-    size_t size;
-    size_t codes, scales, ids; /* offsets */
-} file;
-
-static size_t section(size_t size) { return (size + EI_HEADER_BYTES - 1) / EI_HEADER_BYTES * EI_HEADER_BYTES; }
-
-/* Compute all checksums anew, as one who wants to deceive would. */
-static void sign(const file *f, uint32_t dim, size_t count)
+static double length(const float *x, uint32_t dim)
 {
-    const size_t ends[4] = {f->codes, f->scales, f->ids, f->size};
-    uint64_t sums[3];
-    for (int i = 0; i < 3; i++) {
-        ei_checksum state;
-        ei_checksum_begin(&state);
-        ei_checksum_update(&state, f->bytes + ends[i], ends[i + 1] - ends[i]);
-        sums[i] = ei_checksum_end(&state);
+    double sum = 0;
+    for (uint32_t i = 0; i < dim; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+/* The score as the header defines it. */
+static double score_of(ei_metric metric, const float *query, const float *row, uint32_t dim)
+{
+    double product = 0, distance = 0;
+    for (uint32_t i = 0; i < dim; i++) {
+        product += (double)query[i] * (double)row[i];
+        distance += ((double)query[i] - (double)row[i]) * ((double)query[i] - (double)row[i]);
     }
-    CHECK(ei_header(dim, count, sums, f->bytes) == EI_OK, "dim %u", (unsigned)dim);
+    if (metric == EI_L2) return -distance;
+    return metric == EI_COSINE ? product / (length(query, dim) * length(row, dim)) : product;
 }
 
-static void sign_header(uint8_t *bytes)
+/* How far a score may be off by the rounding of rows to 12 bits and of the query to 16. */
+static double tolerance(ei_metric metric, const float *query, const float *row, uint32_t dim)
 {
-    ei_checksum state;
-    memset(bytes + 40, 0, 8);
-    ei_checksum_begin(&state);
-    ei_checksum_update(&state, bytes, EI_HEADER_BYTES);
-    const uint64_t sum = ei_checksum_end(&state);
-    memcpy(bytes + 40, &sum, 8);
+    const double both = length(query, dim) + length(row, dim);
+    const double size = metric == EI_COSINE ? 1 : metric == EI_L2 ? both * both : length(query, dim) * length(row, dim);
+    return 2e-3 * size + 1e-6;
 }
 
-static file make_file(const float *rows, size_t n, uint32_t dim)
+static int is_allowed(const uint8_t *allow, size_t row) { return allow == NULL || (allow[row / 8] >> row % 8 & 1); }
+
+static int larger_first(const void *a, const void *b)
 {
-    file f = {0};
-    f.codes = EI_HEADER_BYTES;
-    f.scales = f.codes + section(n * ei_row_bytes(dim));
-    f.ids = f.scales + section(n * sizeof(float));
-    f.size = f.ids + section(n * sizeof(int64_t));
-    f.bytes = aligned(f.size);
-    memset(f.bytes, 0, f.size);
-    CHECK(ei_quantize(rows, n, dim, (int8_t *)f.bytes + f.codes, (float *)(f.bytes + f.scales)) == EI_OK, "n %zu", n);
-    for (size_t i = 0; i < n; i++) ((int64_t *)(f.bytes + f.ids))[i] = 10 + 3 * (int64_t)i;
-    sign(&f, dim, n);
-    return f;
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
 }
 
-static float *random_rows(size_t n, uint32_t dim)
+/* Check one answer against all rows: allowed, ordered, rightly scored, full. Returns how many of the k are among the best. */
+static size_t check_answer(const char *what, ei_metric metric, const float *query, const float *rows, const int64_t *ids, size_t n,
+                           uint32_t dim, const uint8_t *allow, uint32_t k, const int64_t *found, const float *scores)
 {
-    float *rows = malloc(n * dim * sizeof *rows + 1);
-    for (size_t i = 0; i < n * dim; i++) rows[i] = draw_float();
-    return rows;
-}
-
-static const char *const kernel_names[] = {"scalar", "avx2", "avx512vnni", "neon", "dotprod"};
-#define N_KERNELS (sizeof kernel_names / sizeof kernel_names[0])
-
-static int64_t naive_dot(const int8_t *row, const int16_t *query, size_t dim)
-{
-    int64_t sum = 0;
-    for (size_t i = 0; i < dim; i++) sum += (int64_t)row[i] * query[i];
-    return sum;
-}
-
-/* fill: 0 random, 1 all at the low end, 2 at opposite ends. */
-static void check_kernel(const char *name, size_t dim, int fill)
-{
-    enum { N = 3 };
-    const size_t row_bytes = ei_row_bytes((uint32_t)dim);
-    int8_t *rows = aligned(N * row_bytes), *high = aligned(row_bytes), *low = aligned(row_bytes);
-    int16_t *wide = aligned(row_bytes * 2);
-    int64_t sums[N];
-    ei_query query = {wide, high, low, 0};
-    for (size_t i = 0; i < N * row_bytes; i++) rows[i] = (int8_t)(fill == 0 ? (int)(draw() % 256) - 128 : -128);
-    for (size_t i = 0; i < row_bytes; i++) {
-        const int value = fill == 0 ? (int)(draw() % 65279) - 32639 : fill == 1 ? -32639 : 32639;
-        wide[i] = (int16_t)(i < dim ? value : 0);
-        high[i] = (int8_t)((wide[i] + 128) >> 8);
-        low[i] = (int8_t)(wide[i] - 256 * high[i]);
-        query.sum += wide[i];
+    double *all = malloc(n * sizeof *all + 1);
+    size_t n_allowed = 0, hits = 0;
+    double widest = 0;
+    for (size_t r = 0; r < n; r++) {
+        if (!is_allowed(allow, r)) continue;
+        all[n_allowed++] = score_of(metric, query, rows + r * dim, dim);
+        widest = fmax(widest, tolerance(metric, query, rows + r * dim, dim));
     }
-    ei_dot()(&query, rows, row_bytes, N, sums);
-    for (size_t r = 0; r < N; r++)
-        CHECK(sums[r] == naive_dot(rows + r * row_bytes, wide, dim), "%s, dim %zu, fill %d", name, dim, fill);
-    free(rows), free(high), free(low), free(wide);
-}
-
-static void test_every_kernel_equals_the_naive_loop(void)
-{
-    for (size_t k = 0; k < N_KERNELS; k++) {
-        if (ei_simd_select(kernel_names[k]) != EI_OK) continue;
-        CHECK(strcmp(ei_simd_name(), kernel_names[k]) == 0, "%s", ei_simd_name());
-        printf("kernel %s\n", kernel_names[k]);
-        for (size_t dim = 1; dim <= 768; dim++) check_kernel(kernel_names[k], dim, 0);
-        for (int fill = 0; fill < 3; fill++) check_kernel(kernel_names[k], EI_MAX_DIM, fill);
+    qsort(all, n_allowed, sizeof *all, larger_first);
+    const size_t expected = n_allowed < k ? n_allowed : k;
+    for (size_t i = 0; i < k; i++) {
+        if (i >= expected) {
+            CHECK(found[i] == -1 && isinf(scores[i]) && scores[i] < 0, "%s: place %zu is not empty", what, i);
+            continue;
+        }
+        size_t row = n;
+        for (size_t r = 0; r < n && row == n; r++) row = ids[r] == found[i] ? r : n;
+        CHECK(row < n, "%s: place %zu of %zu holds %lld, which is no id", what, i, expected, (long long)found[i]);
+        if (row == n) continue;
+        CHECK(is_allowed(allow, row), "%s: row %zu is not allowed", what, row);
+        const double score = score_of(metric, query, rows + row * dim, dim);
+        CHECK(fabs(score - (double)scores[i]) <= widest, "%s: score of row %zu is %g, not %g", what, row, (double)scores[i], score);
+        hits += score >= all[expected - 1] - widest;
+        if (i == 0) continue;
+        CHECK(scores[i] < scores[i - 1] || (scores[i] == scores[i - 1] && found[i] > found[i - 1]),
+              "%s: place %zu is not in order", what, i);
     }
-    CHECK(ei_simd_select("mmx") == EI_SIMD, "an unknown kernel");
-    CHECK(ei_simd_select(NULL) == EI_OK, "the best kernel");
+    free(all);
+    return hits + (k - expected);
 }
 
-static void test_search_finds_what_a_plain_loop_finds(void)
+static void test_round_trips(void)
 {
-    enum { N = 700, DIM = 65, Q = 5, K = 20 };
-    float *rows = random_rows(N, DIM), *queries = random_rows(Q, DIM);
-    const file f = make_file(rows, N, DIM);
-    uint8_t allow[N];
-    for (size_t i = 0; i < N; i++) allow[i] = draw() % 3 != 0;
-    ei_index *index;
-    CHECK(ei_open(f.bytes, f.size, 1, &index) == EI_OK, "open");
-    CHECK(ei_count(index) == N && ei_dim(index) == DIM && ei_ids_offset(index) == f.ids, "shape");
-    int64_t ids[Q * K], other_ids[Q * K];
-    float scores[Q * K], other_scores[Q * K];
-    CHECK(ei_search(index, queries, Q, K, allow, 1, ids, scores) == EI_OK, "search");
-    const float *scales = (const float *)(f.bytes + f.scales);
-    for (size_t q = 0; q < Q; q++) {
-        size_t better = 0; /* allowed rows with a plain score above the last one found, by more than the query's rounding */
-        for (size_t r = 0; r < N; r++) {
-            double score = 0;
-            for (size_t i = 0; i < DIM; i++)
-                score += (double)queries[q * DIM + i] * ((const int8_t *)f.bytes)[f.codes + r * 128 + i] * (double)scales[r];
-            better += allow[r] && score > (double)scores[q * K + K - 1] + 1e-3;
-            for (size_t i = 0; i < K; i++) {
-                if (ids[q * K + i] != 10 + 3 * (int64_t)r) continue;
-                CHECK(allow[r], "row %zu is not allowed", r);
-                CHECK(fabs(score - (double)scores[q * K + i]) < 1e-3, "score of row %zu", r);
+    const uint32_t dims[] = {1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 200, 384, 1000, EI_MAX_DIM};
+    enum { N = 37 };
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
+        for (int m = 0; m < N_METRICS; m++) {
+            const uint32_t dim = dims[d];
+            const ei_build_settings settings = settings_for(dim, metrics[m], 0);
+            float *rows = themed_rows(N, dim, 5, d + 1), *stored = malloc(N * dim * sizeof *stored);
+            int64_t *ids = some_ids(N);
+            const file f = built(&settings, ids, rows, N);
+            ei_index *index = opened(&f);
+            ei_info info, peeked;
+            ei_get_info(index, &info);
+            CHECK(info.count == N && info.dim == dim && info.metric == metrics[m] && info.n_links == 0, "dim %u", dim);
+            CHECK(info.file_bytes == f.size && info.hot_bytes <= f.size, "%zu bytes", f.size);
+            CHECK(memcmp(f.bytes + info.ids_offset, ids, N * sizeof *ids) == 0, "ids at %u dimensions", dim);
+            CHECK(ei_peek(f.bytes, EI_HEADER_BYTES, &peeked) == EI_OK && memcmp(&info, &peeked, sizeof info) == 0, "peek");
+            uint32_t order[N];
+            for (uint32_t r = 0; r < N; r++) order[r] = N - 1 - r;
+            CHECK(ei_vectors(index, order, N, stored) == EI_OK, "vectors");
+            for (size_t r = 0; r < N; r++) {
+                const float *given = rows + r * dim, *got = stored + (N - 1 - r) * dim;
+                const double size = length(given, dim), unit = metrics[m] == EI_COSINE ? 1 / size : 1;
+                double error = 0;
+                for (uint32_t i = 0; i < dim; i++) {
+                    const double off = (double)given[i] * unit - (double)got[i];
+                    error += off * off;
+                }
+                CHECK(sqrt(error) <= 1e-3 * fmax(size * unit, 1) * fmax(1, sqrt((double)dim) / 10), "dim %u metric %d row %zu: %g of %g",
+                      dim, metrics[m], r, sqrt(error), size * unit);
+            }
+            CHECK(ei_vectors(index, order, 0, stored) == EI_OK, "no vectors");
+            order[N - 1] = N;
+            CHECK(ei_vectors(index, order, N, stored) == EI_ARGUMENT, "a row beyond the end");
+            ei_close(index);
+            free(f.bytes), free(rows), free(stored), free(ids);
+        }
+    }
+}
+
+static void test_a_scan_finds_what_a_plain_loop_finds(void)
+{
+    const uint32_t dims[] = {1, 3, 64, 65, 130, 384};
+    enum { N = 700, Q = 6, K = 20 };
+    for (size_t d = 0; d < sizeof dims / sizeof *dims; d++) {
+        for (int m = 0; m < N_METRICS; m++) {
+            const uint32_t dim = dims[d];
+            const ei_build_settings settings = settings_for(dim, metrics[m], 0);
+            float *rows = themed_rows(N, dim, 20, d + 1), *queries = themed_rows(Q, dim, 20, 1000 + d);
+            int64_t *ids = some_ids(N), found[Q * K];
+            float scores[Q * K];
+            const file f = built(&settings, ids, rows, N);
+            ei_index *index = opened(&f);
+            uint8_t allow[(N + 7) / 8];
+            for (size_t i = 0; i < sizeof allow; i++) allow[i] = (uint8_t)draw();
+            for (int filtered = 0; filtered < 2; filtered++) {
+                ei_search_settings search = plain(K, EI_SCAN);
+                search.allow = filtered ? allow : NULL;
+                CHECK(ei_search(index, queries, Q, &search, found, scores) == EI_OK, "search");
+                for (size_t q = 0; q < Q; q++) {
+                    const size_t hits = check_answer("scan", metrics[m], queries + q * dim, rows, ids, N, dim, search.allow, K,
+                                                     found + q * K, scores + q * K);
+                    CHECK(hits == K, "dim %u metric %d filtered %d: %zu of %d", dim, metrics[m], filtered, hits, K);
+                }
+            }
+            ei_close(index);
+            free(f.bytes), free(rows), free(queries), free(ids);
+        }
+    }
+}
+
+static void test_a_graph_finds_nearly_what_a_plain_loop_finds(void)
+{
+    enum { N = 3000, DIM = 48, Q = 40, K = 10 };
+    for (int m = 0; m < N_METRICS; m++) {
+        ei_build_settings settings = settings_for(DIM, metrics[m], 1);
+        settings.threads = 2;
+        float *rows = themed_rows(N, DIM, 60, 5), *queries = themed_rows(Q, DIM, 60, 6);
+        int64_t *ids = some_ids(N), found[Q * K];
+        float scores[Q * K];
+        const file f = built(&settings, ids, rows, N);
+        ei_index *index = opened(&f);
+        ei_info info;
+        ei_get_info(index, &info);
+        CHECK(info.n_links >= N && info.n_links <= (uint64_t)N * info.max_links && info.max_links >= 1 && info.ef_build >= 1,
+              "%llu links", (unsigned long long)info.n_links);
+        for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+            const ei_search_settings search = plain(K, way);
+            CHECK(ei_search(index, queries, Q, &search, found, scores) == EI_OK, "search");
+            size_t hits = 0;
+            for (size_t q = 0; q < Q; q++) {
+                hits += check_answer("graph", metrics[m], queries + q * DIM, rows, ids, N, DIM, NULL, K, found + q * K, scores + q * K);
+            }
+            CHECK(hits >= (way == EI_SCAN ? Q * K : Q * K * 95 / 100), "metric %d way %d: %zu of %d", metrics[m], way, hits, Q * K);
+        }
+        ei_close(index);
+        free(f.bytes), free(rows), free(queries), free(ids);
+    }
+}
+
+static void test_a_filter_never_starves_an_answer(void)
+{
+    enum { N = 2000, DIM = 24, Q = 8, K = 10 };
+    const ei_build_settings settings = settings_for(DIM, EI_COSINE, 1);
+    float *rows = themed_rows(N, DIM, 40, 5), *queries = themed_rows(Q, DIM, 40, 6);
+    int64_t *ids = some_ids(N), found[Q * K];
+    float scores[Q * K];
+    const file f = built(&settings, ids, rows, N);
+    ei_index *index = opened(&f);
+    const uint32_t one_in[] = {1, 2, 7, 50, 200, 1500};
+    for (size_t s = 0; s < sizeof one_in / sizeof *one_in; s++) {
+        for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+            uint8_t allow[(N + 7) / 8] = {0};
+            for (size_t r = 0; r < N; r++) allow[r / 8] |= (uint8_t)((draw_below(one_in[s]) == 0) << r % 8);
+            ei_search_settings search = plain(K, way);
+            search.allow = allow;
+            CHECK(ei_search(index, queries, Q, &search, found, scores) == EI_OK, "search");
+            for (size_t q = 0; q < Q; q++) {
+                const size_t hits = check_answer("filter", EI_COSINE, queries + q * DIM, rows, ids, N, DIM, allow, K, found + q * K,
+                                                 scores + q * K);
+                CHECK(hits >= (way == EI_SCAN ? K : K - 3), "one in %u way %d: %zu of %d", one_in[s], way, hits, K);
             }
         }
-        CHECK(better < K, "query %zu misses a row", q);
-        for (size_t i = 1; i < K; i++) CHECK(scores[q * K + i] <= scores[q * K + i - 1], "order");
     }
-    for (size_t k = 0; k < N_KERNELS; k++) {
-        if (ei_simd_select(kernel_names[k]) != EI_OK) continue;
-        for (unsigned threads = 1; threads <= 7; threads += 3) {
-            CHECK(ei_search(index, queries, Q, K, allow, threads, other_ids, other_scores) == EI_OK, "search");
-            CHECK(memcmp(ids, other_ids, sizeof ids) == 0, "ids with %s, %u threads", kernel_names[k], threads);
-            CHECK(memcmp(scores, other_scores, sizeof scores) == 0, "scores with %s, %u threads", kernel_names[k], threads);
+    const uint8_t none[(N + 7) / 8] = {0};
+    ei_search_settings search = plain(K, EI_AUTO);
+    search.allow = none;
+    for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+        search.way = way;
+        CHECK(ei_search(index, queries, 1, &search, found, scores) == EI_OK && found[0] == -1 && found[K - 1] == -1, "none allowed");
+    }
+    ei_close(index);
+    free(f.bytes), free(rows), free(queries), free(ids);
+}
+
+static void test_few_rows_and_equal_rows(void)
+{
+    const float row[3] = {1, 2, 3};
+    float rows[50 * 3], scores[60];
+    int64_t found[60], *ids = some_ids(50);
+    for (size_t i = 0; i < 50; i++) memcpy(rows + 3 * i, row, sizeof row);
+    for (int m = 0; m < N_METRICS; m++) {
+        for (int graph = 0; graph < 2; graph++) {
+            const ei_build_settings settings = settings_for(3, metrics[m], graph);
+            const size_t counts[] = {0, 1, 2, 50};
+            for (size_t c = 0; c < 4; c++) {
+                const size_t n = counts[c];
+                const file f = built(&settings, ids, rows, n);
+                ei_index *index = opened(&f);
+                for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+                    const ei_search_settings search = plain(60, way);
+                    CHECK(ei_search(index, row, 1, &search, found, scores) == EI_OK, "%zu rows", n);
+                    for (size_t i = 0; i < 60; i++) {
+                        CHECK(found[i] == (i < n ? ids[i] : -1), "%zu rows, way %d, place %zu: %lld", n, way, i, (long long)found[i]);
+                    }
+                }
+                ei_close(index);
+                free(f.bytes);
+            }
         }
     }
-    ei_simd_select(NULL);
-
-    memset(allow, 0, N);
-    allow[N - 1] = 1;
-    CHECK(ei_search(index, queries, Q, K, allow, 2, ids, scores) == EI_OK, "one row allowed");
-    CHECK(ids[0] == 10 + 3 * (N - 1) && ids[1] == -1 && isinf(scores[1]) && scores[1] < 0, "the rest is empty");
-    CHECK(ei_search(index, queries, Q, 0, NULL, 1, ids, scores) == EI_ARGUMENT, "k 0");
-    CHECK(ei_search(index, queries, Q, K, NULL, 0, ids, scores) == EI_ARGUMENT, "0 threads");
-    queries[Q * DIM - 1] = NAN;
-    CHECK(ei_search(index, queries, Q, K, NULL, 1, ids, scores) == EI_ARGUMENT, "NaN");
-    ei_close(index);
-    free(f.bytes), free(rows), free(queries);
+    free(ids);
 }
 
-static void test_an_empty_index_opens_and_finds_nothing(void)
+static void test_extreme_vectors(void)
 {
-    const file f = make_file(NULL, 0, 3);
-    const float query[3] = {1, 2, 3};
-    int64_t id = 7;
-    float score = 7;
-    ei_index *index;
-    CHECK(f.size == EI_HEADER_BYTES && ei_open(f.bytes, f.size, 1, &index) == EI_OK, "open");
-    CHECK(ei_search(index, query, 1, 1, NULL, 3, &id, &score) == EI_OK && id == -1, "search");
-    ei_close(index);
-    free(f.bytes);
-}
-
-static void test_quantize_refuses_what_it_can_not_scale(void)
-{
-    int8_t codes[64];
-    float scale;
-    const float bad[][2] = {{0, 0}, {NAN, 1}, {1, NAN}, {INFINITY, 1}, {-INFINITY, 1}, {1e-31f, 0}};
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        CHECK(ei_quantize(bad[i], 1, 2, codes, &scale) == EI_ARGUMENT, "row %zu", i);
-    const float fine[3] = {-3e38f, 1.5e38f, 1e30f};
-    CHECK(ei_quantize(fine, 1, 3, codes, &scale) == EI_OK, "large values");
-    CHECK(codes[0] == -127 && codes[1] == 64 && codes[2] == 0 && codes[3] == 0, "%d %d %d", codes[0], codes[1], codes[2]);
-}
-
-static void test_every_flipped_bit_is_seen(void)
-{
-    float *rows = random_rows(3, 5);
-    const file f = make_file(rows, 3, 5);
-    ei_index *index;
-    for (size_t bit = 0; bit < f.size * 8; bit++) {
-        f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
-        CHECK(ei_open(f.bytes, f.size, 1, &index) != EI_OK && index == NULL, "bit %zu", bit);
-        f.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    enum { DIM = 70, N = 6 };
+    float rows[N * DIM] = {0}, scores[N];
+    int64_t found[N], *ids = some_ids(N);
+    for (size_t i = 0; i < DIM; i++) {
+        rows[i] = i < 9 ? 1e-20f : 0, rows[DIM + i] = i % 2 ? 1e15f : -1e15f, rows[2 * DIM + i] = 1;
+        rows[3 * DIM + i] = i == 7 ? 1 : 0, rows[4 * DIM + i] = i == 7 ? -1e-12f : 0, rows[5 * DIM + i] = (float)i;
     }
-    CHECK(ei_open(f.bytes, f.size, 1, &index) == EI_OK, "whole again");
-    ei_close(index);
-    free(f.bytes), free(rows);
-}
-
-static void test_every_other_length_is_refused(void)
-{
-    float *rows = random_rows(3, 5);
-    const file f = make_file(rows, 3, 5);
-    ei_index *index;
-    for (size_t size = 0; size <= f.size + 64; size++) {
-        if (size == f.size) continue;
-        uint8_t *copy = aligned(size);
-        memset(copy, 0, size);
-        memcpy(copy, f.bytes, size < f.size ? size : f.size);
-        for (int verify = 0; verify < 2; verify++)
-            CHECK(ei_open(copy, size, verify, &index) != EI_OK && index == NULL, "size %zu", size);
-        free(copy);
-    }
-    free(f.bytes), free(rows);
-}
-
-static void test_a_well_signed_lie_is_refused(void)
-{
-    float *rows = random_rows(3, 5);
-    const file f = make_file(rows, 3, 5);
-    uint8_t *header = malloc(EI_HEADER_BYTES);
-    memcpy(header, f.bytes, EI_HEADER_BYTES);
-    ei_index *index;
-    const struct {
-        size_t offset;
-        uint64_t value;
-        size_t width;
-        const char *what;
-    } lies[] = {
-        {16, 0, 4, "dim 0"},
-        {16, 4097, 4, "dim too large"},
-        {16, 0xFFFFFFFF, 4, "dim -1"},
-        {20, 4, 4, "one more section"},
-        {24, 4, 8, "one more row"},
-        {24, (uint64_t)1 << 40, 8, "a size beyond the file"},
-        {24, (uint64_t)1 << 58, 8, "count * 64 wraps to 0"},
-        {24, UINT64_MAX, 8, "count -1"},
-        {32, 0, 8, "file size"},
-        {48, 2, 4, "kind of a section"},
-        {52, 1, 4, "a reserved field"},
-        {56, 0, 8, "a section over the header"},
-        {56, 64, 8, "a section at another place"},
-        {56, UINT64_MAX - 63, 8, "a section before the file"},
-        {64, 0, 8, "size of a section"},
-        {64, UINT64_MAX, 8, "size of a section"},
-        {4088, 1, 8, "the reserved end"},
-    };
-    for (size_t i = 0; i < sizeof lies / sizeof lies[0]; i++) {
-        memcpy(f.bytes, header, EI_HEADER_BYTES);
-        memcpy(f.bytes + lies[i].offset, &lies[i].value, lies[i].width); /* little-endian, as the file is */
-        sign_header(f.bytes);
-        for (int verify = 0; verify < 2; verify++)
-            CHECK(ei_open(f.bytes, f.size, verify, &index) != EI_OK && index == NULL, "%s", lies[i].what);
-    }
-    memcpy(f.bytes, header, EI_HEADER_BYTES);
-
-    float *scales = (float *)(f.bytes + f.scales);
-    int64_t *ids = (int64_t *)(f.bytes + f.ids);
-    const float bad_scales[] = {NAN, INFINITY, -1, 0};
-    for (size_t i = 0; i < 4; i++) {
-        const float kept = scales[1];
-        scales[1] = bad_scales[i];
-        sign(&f, 5, 3);
-        CHECK(ei_open(f.bytes, f.size, 1, &index) == EI_DAMAGED, "scale %f", (double)bad_scales[i]);
-        scales[1] = kept;
-    }
-    ids[1] = ids[0];
-    sign(&f, 5, 3);
-    CHECK(ei_open(f.bytes, f.size, 0, &index) == EI_DAMAGED, "ids that do not ascend");
-    free(header), free(f.bytes), free(rows);
-}
-
-/* Random damage with the header's checksum put right: open may refuse or accept, and what opens must be safe to search. */
-static void test_no_damage_crashes_a_search(void)
-{
-    enum { N = 40, DIM = 30 };
-    float *rows = random_rows(N, DIM);
-    const file f = make_file(rows, N, DIM);
-    uint8_t *copy = aligned(f.size);
-    int64_t ids[5];
-    float scores[5];
-    int opened = 0;
-    for (int round = 0; round < 4000; round++) {
-        memcpy(copy, f.bytes, f.size);
-        for (uint32_t n = 1 + draw() % 4; n > 0; n--) {
-            const size_t at = draw() % 2 ? draw() % 160 : draw() % f.size;
-            copy[at] = (uint8_t)draw();
+    for (int m = 0; m < N_METRICS; m++) {
+        const ei_build_settings settings = settings_for(DIM, metrics[m], 1);
+        const file f = built(&settings, ids, rows, N);
+        ei_index *index = opened(&f);
+        const ei_search_settings search = plain(N, EI_AUTO);
+        for (size_t r = 0; r < N; r++) {
+            CHECK(ei_search(index, rows + r * DIM, 1, &search, found, scores) == EI_OK, "row %zu", r);
+            for (size_t i = 0; i < N; i++) CHECK(isfinite(scores[i]) && found[i] != -1, "metric %d row %zu", metrics[m], r);
+            if (metrics[m] == EI_COSINE) CHECK(found[0] == ids[r] && fabsf(scores[0] - 1) < 1e-3f, "row %zu: %g", r, (double)scores[0]);
         }
-        sign_header(copy);
-        ei_index *index;
-        if (ei_open(copy, f.size, 0, &index) != EI_OK) continue;
-        opened++;
-        CHECK(ei_search(index, rows, 1, 5, NULL, 1, ids, scores) == EI_OK, "round %d", round);
         ei_close(index);
+        free(f.bytes);
     }
-    CHECK(opened > 100, "only %d of the damaged files opened", opened);
-    free(copy), free(f.bytes), free(rows);
+    free(ids);
 }
 
-int main(void)
+static void test_vectors_that_are_none_are_refused(void)
 {
-    test_every_kernel_equals_the_naive_loop();
-    test_search_finds_what_a_plain_loop_finds();
-    test_an_empty_index_opens_and_finds_nothing();
-    test_quantize_refuses_what_it_can_not_scale();
-    test_every_flipped_bit_is_seen();
-    test_every_other_length_is_refused();
-    test_a_well_signed_lie_is_refused();
-    test_no_damage_crashes_a_search();
-    printf(failures ? "%d failures\n" : "all passed\n", failures);
-    return failures != 0;
+    enum { DIM = 5 };
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int m = 0; m < N_METRICS; m++) {
+        const ei_build_settings settings = settings_for(DIM, metrics[m], 0);
+        float rows[4 * DIM], scores[4], *fine = themed_rows(4, DIM, 2, 3);
+        int64_t *ids = some_ids(9), found[4];
+        ei_builder *builder = NULL;
+        sink out = {0};
+        size_t at = 99;
+        CHECK(ei_builder_new(&settings, &builder) == EI_OK, "new");
+        for (size_t i = 0; i < 3; i++) {
+            memcpy(rows, fine, sizeof rows);
+            rows[2 * DIM + i] = bad[i];
+            CHECK(ei_builder_add(builder, ids, rows, 4, &at) == EI_VECTOR && at == 2, "%g: row %zu", (double)bad[i], at);
+        }
+        memcpy(rows, fine, sizeof rows);
+        memset(rows + 3 * DIM, 0, DIM * sizeof *rows);
+        const ei_status zero = ei_builder_add(builder, ids, rows, 4, &at);
+        CHECK(metrics[m] == EI_COSINE ? zero == EI_VECTOR && at == 3 : zero == EI_OK, "a zero vector: %d, row %zu", zero, at);
+        if (zero == EI_VECTOR) CHECK(ei_builder_add(builder, ids, fine, 4, &at) == EI_OK, "none of the refused was added");
+        CHECK(ei_builder_finish(builder, NULL, take_bytes, &out) == EI_OK, "finish");
+        ei_builder_free(builder);
+        const file f = settled(&out);
+        ei_index *index = opened(&f);
+        ei_info info;
+        ei_get_info(index, &info);
+        CHECK(info.count == 4, "%llu rows", (unsigned long long)info.count);
+        const ei_search_settings search = plain(2, EI_AUTO);
+        for (size_t i = 0; i < 3; i++) {
+            memcpy(rows, fine, sizeof rows);
+            rows[DIM + i] = bad[i];
+            CHECK(ei_search(index, rows, 2, &search, found, scores) == EI_VECTOR, "a query with %g", (double)bad[i]);
+        }
+        for (size_t i = 0; i < DIM; i++) rows[i] = 0;
+        const ei_status of_zero = ei_search(index, rows, 1, &search, found, scores);
+        CHECK(of_zero == (metrics[m] == EI_COSINE ? EI_VECTOR : EI_OK), "a query of zeros: %d", of_zero);
+        ei_close(index);
+        free(f.bytes), free(fine), free(ids);
+    }
+}
+
+static void test_arguments_out_of_range_are_refused(void)
+{
+    enum { DIM = 4, N = 40 };
+    const ei_build_settings good = settings_for(DIM, EI_L2, 1);
+    ei_build_settings bad[9];
+    for (size_t i = 0; i < 9; i++) bad[i] = good;
+    bad[0].dim = 0, bad[1].dim = EI_MAX_DIM + 1, bad[2].metric = (ei_metric)0, bad[3].metric = (ei_metric)4;
+    bad[4].max_links = EI_MAX_LINKS + 1, bad[5].ef_build = EI_MAX_EF + 1, bad[6].threads = 0, bad[7].threads = EI_MAX_THREADS + 1;
+    bad[8].dim = UINT32_MAX;
+    for (size_t i = 0; i < 9; i++) {
+        ei_builder *builder = NULL;
+        CHECK(ei_builder_new(&bad[i], &builder) == EI_ARGUMENT && builder == NULL, "settings %zu", i);
+    }
+
+    float *rows = themed_rows(N, DIM, 3, 1), scores[4];
+    int64_t *ids = some_ids(N), found[4];
+    ei_builder *builder = NULL;
+    size_t at = 0;
+    CHECK(ei_builder_new(&good, &builder) == EI_OK, "new");
+    CHECK(ei_builder_add(builder, ids + 5, rows, 2, &at) == EI_OK, "add");
+    CHECK(ei_builder_add(builder, ids + 6, rows, 1, &at) == EI_ARGUMENT, "the same id again");
+    CHECK(ei_builder_add(builder, ids, rows, 1, &at) == EI_ARGUMENT, "an id below the last");
+    const int64_t equal[2] = {1000, 1000};
+    CHECK(ei_builder_add(builder, equal, rows, 2, &at) == EI_ARGUMENT, "the same id twice");
+    CHECK(ei_builder_add(builder, ids, rows, 0, &at) == EI_OK, "no rows");
+    ei_builder_free(builder);
+    ei_builder_free(NULL);
+
+    const file f = built(&good, ids, rows, N);
+    ei_index *index = opened(&f), *none = NULL;
+    ei_search_settings search[5];
+    for (size_t i = 0; i < 5; i++) search[i] = plain(4, EI_AUTO);
+    search[0].k = 0, search[1].threads = 0, search[2].threads = EI_MAX_THREADS + 1, search[3].ef = EI_MAX_EF + 1;
+    search[4].way = (ei_way)3;
+    for (size_t i = 0; i < 5; i++) CHECK(ei_search(index, rows, 1, &search[i], found, scores) == EI_ARGUMENT, "search %zu", i);
+    search[0] = plain(4, EI_AUTO);
+    CHECK(ei_search(index, rows, 0, &search[0], found, scores) == EI_OK, "no queries");
+    search[0].ef = EI_MAX_EF;
+    CHECK(ei_search(index, rows, 1, &search[0], found, scores) == EI_OK && found[3] != -1, "the largest ef");
+    search[0].ef = 1;
+    CHECK(ei_search(index, rows, 1, &search[0], found, scores) == EI_OK && found[3] != -1, "an ef below k");
+
+    CHECK(ei_builder_new(&good, &builder) == EI_OK, "new");
+    CHECK(ei_builder_add(builder, ids, rows, 1, &at) == EI_OK, "add");
+    CHECK(ei_builder_take(builder, index, NULL) == EI_ARGUMENT, "take after add");
+    ei_builder_free(builder);
+    ei_build_settings other = good;
+    other.dim = DIM + 1;
+    CHECK(ei_builder_new(&other, &builder) == EI_OK, "new");
+    CHECK(ei_builder_take(builder, index, NULL) == EI_ARGUMENT, "take of another dim");
+    ei_builder_free(builder);
+    other = good, other.metric = EI_COSINE;
+    CHECK(ei_builder_new(&other, &builder) == EI_OK, "new");
+    CHECK(ei_builder_take(builder, index, NULL) == EI_ARGUMENT, "take of another metric");
+    ei_builder_free(builder);
+    CHECK(ei_builder_new(&good, &builder) == EI_OK, "new");
+    CHECK(ei_builder_take(builder, index, NULL) == EI_OK, "take");
+    CHECK(ei_builder_add(builder, ids + N - 1, rows, 1, &at) == EI_ARGUMENT, "an id that was taken over");
+    ei_builder_free(builder); /* unfinished */
+
+    uint8_t *shifted = aligned(f.size + EI_ALIGNMENT);
+    memcpy(shifted + 8, f.bytes, f.size);
+    CHECK(ei_open(shifted + 8, f.size, EI_CHECK_ALL, &none) == EI_ARGUMENT && none == NULL, "bytes that are not aligned");
+    free(shifted);
+    ei_close(index);
+    ei_close(NULL);
+    for (int status = -1; status < 13; status++) CHECK(strlen(ei_status_text((ei_status)status)) > 3, "status %d", status);
+    free(f.bytes), free(rows), free(ids);
+}
+
+static void test_a_callback_stops_a_build(void)
+{
+    enum { N = 3000, DIM = 16 };
+    const ei_build_settings settings = settings_for(DIM, EI_COSINE, 1);
+    float *rows = themed_rows(N, DIM, 10, 4);
+    int64_t *ids = some_ids(N);
+    for (int i = 0; i < 4; i++) {
+        ei_builder *builder = NULL;
+        sink out = {0};
+        size_t bad;
+        if (i < 2) out.stop_after = i == 0 ? 1 : 2;
+        if (i >= 2) out.full_at = i == 2 ? 1 : 50000;
+        CHECK(ei_builder_new(&settings, &builder) == EI_OK && ei_builder_add(builder, ids, rows, N, &bad) == EI_OK, "add");
+        CHECK(ei_builder_finish(builder, take_progress, take_bytes, &out) == EI_CANCELLED, "stop %d", i);
+        if (i < 2) CHECK(out.steps == out.stop_after, "called %llu times", (unsigned long long)out.steps);
+        ei_builder_free(builder);
+        free(out.bytes);
+    }
+    free(rows), free(ids);
+}
+
+static void test_threads_and_kernels_change_no_byte(void)
+{
+    enum { N = 2500, DIM = 72, Q = 9, K = 12 };
+    for (int m = 0; m < N_METRICS; m++) {
+        float *rows = themed_rows(N, DIM, 30, 8), *queries = themed_rows(Q, DIM, 30, 9);
+        int64_t *ids = some_ids(N), found[2][Q * K];
+        float scores[2][Q * K];
+        file first = {NULL, 0};
+        ei_index *index = NULL;
+        for (size_t k = 0; k < N_KERNELS; k++) {
+            if (ei_simd_select(kernel_names[k]) != EI_OK) continue;
+            const uint32_t threads[] = {1, 2, 5};
+            for (size_t t = 0; t < (m == 0 ? 3 : 1); t++) {
+                ei_build_settings settings = settings_for(DIM, metrics[m], 1);
+                settings.threads = threads[t];
+                const file f = built(&settings, ids, rows, N);
+                if (first.bytes == NULL) {
+                    first = f;
+                    index = opened(&first);
+                    continue;
+                }
+                CHECK(f.size == first.size && memcmp(f.bytes, first.bytes, f.size) == 0, "%s, %u threads: another file",
+                      kernel_names[k], threads[t]);
+                free(f.bytes);
+            }
+        }
+        for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+            for (int n_queries = 1; n_queries <= Q; n_queries += Q - 1) {
+                int runs = 0;
+                for (size_t k = 0; k < N_KERNELS; k++) {
+                    if (ei_simd_select(kernel_names[k]) != EI_OK) continue;
+                    for (uint32_t threads = 1; threads <= 7; threads += 3) {
+                        const int slot = runs++ != 0;
+                        ei_search_settings search = plain(K, way);
+                        search.threads = threads;
+                        CHECK(ei_search(index, queries, (size_t)n_queries, &search, found[slot], scores[slot]) == EI_OK, "search");
+                        if (slot == 0) continue;
+                        const size_t n = (size_t)n_queries * K;
+                        CHECK(memcmp(found[0], found[1], n * sizeof(int64_t)) == 0 && memcmp(scores[0], scores[1], n * sizeof(float)) == 0,
+                              "metric %d way %d, %s, %u threads: another answer", metrics[m], way, kernel_names[k], threads);
+                    }
+                }
+            }
+        }
+        ei_simd_select(NULL);
+        ei_close(index);
+        free(first.bytes), free(rows), free(queries), free(ids);
+    }
+}
+
+static void test_a_merge_holds_what_was_kept_and_what_was_added(void)
+{
+    enum { OLD = 1500, NEW = 400, N = OLD + NEW, DIM = 40, Q = 20, K = 10 };
+    for (int m = 0; m < N_METRICS; m++) {
+        for (int graph = 0; graph < 4; graph++) { /* bit 0: the base has one, bit 1: the merged index gets one */
+            const ei_build_settings before = settings_for(DIM, metrics[m], graph & 1);
+            ei_build_settings after = settings_for(DIM, metrics[m], graph >> 1);
+            after.threads = 2;
+            float *rows = themed_rows(N, DIM, 30, 11), *queries = themed_rows(Q, DIM, 30, 12), scores[Q * K];
+            int64_t *ids = some_ids(N), found[Q * K];
+            const file base = built(&before, ids, rows, OLD);
+            ei_index *index = opened(&base);
+            uint8_t keep[(OLD + 7) / 8] = {0};
+            float *kept = malloc(N * DIM * sizeof *kept);
+            int64_t *kept_ids = malloc(N * sizeof *kept_ids);
+            size_t n = 0;
+            for (size_t r = 0; r < N; r++) {
+                if (r < OLD && draw_below(4) == 0) continue;
+                if (r < OLD) keep[r / 8] |= (uint8_t)(1 << r % 8);
+                memcpy(kept + n * DIM, rows + r * DIM, DIM * sizeof *rows);
+                kept_ids[n++] = ids[r];
+            }
+            const file merged = built_on(&after, index, keep, ids + OLD, rows + (size_t)OLD * DIM, NEW);
+            ei_close(index);
+            free(base.bytes);
+            index = opened(&merged);
+            ei_info info;
+            ei_get_info(index, &info);
+            CHECK(info.count == n && memcmp(merged.bytes + info.ids_offset, kept_ids, n * sizeof *kept_ids) == 0, "ids");
+            CHECK((info.n_links != 0) == (graph >> 1), "graph %d: %llu links", graph, (unsigned long long)info.n_links);
+            for (ei_way way = EI_SCAN; way <= EI_GRAPH; way++) {
+                const ei_search_settings search = plain(K, way);
+                CHECK(ei_search(index, queries, Q, &search, found, scores) == EI_OK, "search");
+                size_t hits = 0;
+                for (size_t q = 0; q < Q; q++) {
+                    hits += check_answer("merge", metrics[m], queries + q * DIM, kept, kept_ids, n, DIM, NULL, K, found + q * K,
+                                         scores + q * K);
+                }
+                CHECK(hits >= (way == EI_SCAN ? Q * K : Q * K * 95 / 100), "metric %d graph %d way %d: %zu of %d", metrics[m], graph,
+                      way, hits, Q * K);
+            }
+            ei_close(index);
+            free(merged.bytes), free(rows), free(queries), free(ids), free(kept), free(kept_ids);
+        }
+    }
+}
+
+static void test_merges_of_nothing(void)
+{
+    enum { N = 60, DIM = 9 };
+    float *rows = themed_rows(N, DIM, 3, 1);
+    int64_t *ids = some_ids(N);
+    for (int graph = 0; graph < 2; graph++) {
+        const ei_build_settings settings = settings_for(DIM, EI_L2, graph);
+        const file base = built(&settings, ids, rows, N), empty = built(&settings, ids, rows, 0);
+        ei_index *of_base = opened(&base), *of_empty = opened(&empty);
+        const uint8_t none[(N + 7) / 8] = {0};
+        const struct {
+            const ei_index *from;
+            const uint8_t *keep;
+            size_t added, count;
+        } merges[] = {{of_base, NULL, 0, N}, {of_base, none, 0, 0}, {of_empty, NULL, 0, 0}, {of_empty, NULL, N, N}, {of_base, none, 0, 0}};
+        for (size_t i = 0; i < sizeof merges / sizeof *merges; i++) {
+            const file f = built_on(&settings, merges[i].from, merges[i].keep, ids, rows, merges[i].added);
+            ei_index *index = opened(&f);
+            ei_info info;
+            ei_get_info(index, &info);
+            CHECK(info.count == merges[i].count, "merge %zu, graph %d: %llu rows", i, graph, (unsigned long long)info.count);
+            ei_close(index);
+            free(f.bytes);
+        }
+        ei_close(of_base), ei_close(of_empty);
+        free(base.bytes), free(empty.bytes);
+    }
+    free(rows), free(ids);
+}
+
+typedef struct share {
+    const ei_index *index;
+    const float *queries;
+    size_t n_queries;
+    uint32_t k;
+    const int64_t *expected;
+    int differences;
+} share;
+
+static void *search_again(void *context)
+{
+    share *my = context;
+    int64_t *found = malloc(my->n_queries * my->k * sizeof *found);
+    float *scores = malloc(my->n_queries * my->k * sizeof *scores);
+    for (uint32_t threads = 1; threads < 4; threads++) {
+        for (ei_way way = EI_AUTO; way <= EI_GRAPH; way++) {
+            ei_search_settings search = plain(my->k, way);
+            search.threads = threads;
+            my->differences += ei_search(my->index, my->queries, my->n_queries, &search, found, scores) != EI_OK;
+            if (way == EI_SCAN) my->differences += memcmp(found, my->expected, my->n_queries * my->k * sizeof *found) != 0;
+        }
+    }
+    free(found), free(scores);
+    return NULL;
+}
+
+/* Many threads in one index, that meet in residuals which nobody has checked yet: for the thread sanitizer. */
+static void test_threads_share_an_index(void)
+{
+    enum { N = 1200, DIM = 33, Q = 16, K = 7, THREADS = 4 };
+    ei_build_settings settings = settings_for(DIM, EI_INNER_PRODUCT, 1);
+    settings.threads = 3;
+    float *rows = themed_rows(N, DIM, 30, 8), *queries = themed_rows(Q, DIM, 30, 9), scores[Q * K];
+    int64_t *ids = some_ids(N), found[Q * K];
+    const file f = built(&settings, ids, rows, N);
+    ei_index *index = opened(&f);
+    const ei_search_settings search = plain(K, EI_SCAN);
+    CHECK(ei_search(index, queries, Q, &search, found, scores) == EI_OK, "search");
+    ei_close(index);
+    CHECK(ei_open(f.bytes, f.size, EI_CHECK_SEARCH, &index) == EI_OK, "open");
+    pthread_t threads[THREADS];
+    share shares[THREADS];
+    for (int t = 0; t < THREADS; t++) {
+        const share mine = {index, queries, Q, K, found, 0};
+        shares[t] = mine;
+        CHECK(pthread_create(&threads[t], NULL, search_again, &shares[t]) == 0, "thread %d", t);
+    }
+    for (int t = 0; t < THREADS; t++) {
+        pthread_join(threads[t], NULL);
+        CHECK(shares[t].differences == 0, "thread %d: %d other answers", t, shares[t].differences);
+    }
+    ei_close(index);
+    free(f.bytes), free(rows), free(queries), free(ids);
+}
+
+static void test_threads_take_over_a_graph(void)
+{
+    enum { OLD = 600, NEW = 300, DIM = 20 };
+    ei_build_settings settings = settings_for(DIM, EI_COSINE, 1);
+    float *rows = themed_rows(OLD + NEW, DIM, 30, 8);
+    int64_t *ids = some_ids(OLD + NEW);
+    const file base = built(&settings, ids, rows, OLD);
+    ei_index *index = opened(&base);
+    uint8_t keep[(OLD + 7) / 8];
+    for (size_t i = 0; i < sizeof keep; i++) keep[i] = (uint8_t)draw();
+    const file by_one = built_on(&settings, index, keep, ids + OLD, rows + (size_t)OLD * DIM, NEW);
+    settings.threads = 4;
+    const file by_four = built_on(&settings, index, keep, ids + OLD, rows + (size_t)OLD * DIM, NEW);
+    CHECK(by_one.size == by_four.size && memcmp(by_one.bytes, by_four.bytes, by_one.size) == 0, "another file");
+    ei_close(index);
+    free(base.bytes), free(by_one.bytes), free(by_four.bytes), free(rows), free(ids);
+}
+
+/* `test_index threads` leaves out what the thread sanitizer has nothing to find in: it takes 30 times as long. */
+int main(int n_arguments, char **arguments)
+{
+    printf("kernel %s\n", ei_simd_name());
+    test_threads_share_an_index();
+    test_threads_take_over_a_graph();
+    if (n_arguments > 1 && strcmp(arguments[1], "threads") == 0) return checks_done();
+    test_round_trips();
+    test_a_scan_finds_what_a_plain_loop_finds();
+    test_a_graph_finds_nearly_what_a_plain_loop_finds();
+    test_a_filter_never_starves_an_answer();
+    test_few_rows_and_equal_rows();
+    test_extreme_vectors();
+    test_vectors_that_are_none_are_refused();
+    test_arguments_out_of_range_are_refused();
+    test_a_callback_stops_a_build();
+    test_threads_and_kernels_change_no_byte();
+    test_a_merge_holds_what_was_kept_and_what_was_added();
+    test_merges_of_nothing();
+    return checks_done();
 }
