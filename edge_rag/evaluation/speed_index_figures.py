@@ -209,6 +209,7 @@ def _of_flat(flat: Flat) -> Iterator[Figure]:
             faster = ratios(seconds[FaissFlat.name], seconds[OURS])
             yield figure(f"exact search, {kind}, ours is faster by: {FaissFlat.name}", "x", faster, at_least=target)
     yield figure(f"exact search, recall@10: {OURS}", "", [flat.recall])
+    yield figure(f"exact search, most that a result is behind the exact tenth: {OURS}", "1e-6", [flat.shortfall * 1e6])
 
 
 def _with_target(f: Figure, at_least: float) -> Figure:
