@@ -105,6 +105,8 @@ def test_recall_counts_ties_once_and_nothing_as_nothing() -> None:
     assert truth.recall(np.array([[0, 0]])) == 0.5
     assert truth.recall(np.array([[0, 3]])) == 0.5
     assert truth.recall(np.array([[0, -1]])) == 0.5
+    assert truth.shortfall(np.array([[0, 1]])) == 0.0
+    assert truth.shortfall(np.array([[0, 2]])) == 0.5
     only = speed_index_data.exact(base, truth.queries, 2, np.array([2, 3]))
     assert only.recall(np.array([[2, 3]])) == 1.0
     assert speed_index_data.exact(base, truth.queries, 10, np.array([2])).k == 1
