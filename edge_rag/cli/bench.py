@@ -157,7 +157,7 @@ def index(
     if json:
         print_json(reports)
     else:
-        print("\n\n".join(map(markdown, reports)))
+        print("\n\n".join(markdown(report, crossed=True) for report in reports))
 
 
 @app.command()

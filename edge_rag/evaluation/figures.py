@@ -3,7 +3,7 @@
 import os
 import platform
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -108,18 +108,18 @@ def surroundings(command: str, load_before: tuple[float, ...]) -> Surroundings:
     )
 
 
-def markdown(report: Report) -> str:
-    """Write a report as a table for the README, what it rests on below it."""
-    lines = [f"### {report.title}", "", "| | median | range | n | target |", "|---|---|---|---|---|"]
-    for f in report.figures:
-        verdict = "" if f.met is None else " (met)" if f.met else " (missed)"
-        span = f"{_number(f.low)} – {_number(f.high)}" if f.low != f.high else ""
-        lines.append(f"| {f.name} | {_number(f.value)} {f.unit} | {span} | {f.n} | {f.target}{verdict} |")
+def markdown(report: Report, *, crossed: bool = False) -> str:
+    """Write a report as a table for the README, what it rests on below it.
+
+    `crossed`: figures are named "what: contestant", and get a row for each what and a column for each contestant.
+    """
     s = report.surroundings
     packages = ", ".join(f"{name} {number}" for name, number in s.packages.items())
     return "\n".join(
         [
-            *lines,
+            f"### {report.title}",
+            "",
+            *(_crossed(report.figures) if crossed else _listed(report.figures)),
             "",
             *(f"- {text}" for text in report.notes),
             f"- {s.machine}, {s.cores} cores, {s.system}; index kernel {s.simd_kernel}; load {_load(s.load_before)} before,"
@@ -128,6 +128,31 @@ def markdown(report: Report) -> str:
             f"- `{s.command}`",
         ]
     )
+
+
+def _listed(figures: Sequence[Figure]) -> Iterator[str]:
+    yield from ("| | median | range | n | target |", "|---|---|---|---|---|")
+    for f in figures:
+        span = f"{_number(f.low)} – {_number(f.high)}" if f.low != f.high else ""
+        yield f"| {f.name} | {_number(f.value)} {f.unit} | {span} | {f.n} | {_judged(f)} |"
+
+
+def _crossed(figures: Sequence[Figure]) -> Iterator[str]:
+    cells: dict[str, dict[str, str]] = {}
+    for f in figures:
+        what, _, contestant = f.name.rpartition(": ")
+        span = f" ({_number(f.low)} – {_number(f.high)})" if f.low != f.high else ""
+        judged = f", {_judged(f)}" if f.target else ""
+        cells.setdefault(f"{what} [{f.unit}]" if f.unit else what, {})[contestant] = _number(f.value) + span + judged
+    contestants = list(dict.fromkeys(contestant for row in cells.values() for contestant in row))
+    yield "| | " + " | ".join(contestants) + " |"
+    yield "|---" * (len(contestants) + 1) + "|"
+    for what, row in cells.items():
+        yield f"| {what} | " + " | ".join(row.get(contestant, "") for contestant in contestants) + " |"
+
+
+def _judged(f: Figure) -> str:
+    return f.target + ("" if f.met is None else " (met)" if f.met else " (missed)")
 
 
 def _number(value: float) -> str:

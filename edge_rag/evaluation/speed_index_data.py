@@ -59,12 +59,19 @@ class Truth:
 
     def hits(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Tell which of rows (n_queries, k) are hits; -1 stands for no row, and a row given twice counts once."""
-        scores = np.einsum("qd,qkd->qk", self.queries, self.base[np.maximum(rows, 0)])
+        scores = self._scores(rows)
         first = np.array([np.isin(np.arange(len(row)), np.unique(row, return_index=True)[1]) for row in rows])
         return np.asarray((rows >= 0) & first & (scores >= self.floor[:, None] - TIE))
 
     def recall(self, rows: Rows) -> float:
         return float(self.hits(rows).sum()) / (len(self.queries) * self.k)
+
+    def shortfall(self, rows: Rows) -> float:
+        """Return how far the worst of rows (n_queries, k) stays behind the score of a hit."""
+        return max(0.0, float((self.floor[:, None] - self._scores(rows)).max()))
+
+    def _scores(self, rows: Rows) -> Floats:
+        return np.einsum("qd,qkd->qk", self.queries, self.base[np.maximum(rows, 0)])  # type: ignore[no-any-return]
 
 
 def exact(base: Floats, queries: Floats, k: int, allowed: Rows | None = None) -> Truth:

@@ -62,6 +62,7 @@ class Flat:
     calls: dict[str, list[float]]
     batches: dict[str, list[float]]
     recall: float
+    shortfall: float  # of the worst row that ours found
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ def flat(vectors: VectorSet, ours: Path, peer: Path | None, rounds: int) -> Flat
             start = time.perf_counter()
             scan(queries)
             batches[name].append((time.perf_counter() - start) / len(queries))
-    return Flat(calls, batches, truth.recall(index.scan(queries, K)[0]))
+    rows = index.scan(queries, K)[0]
+    return Flat(calls, batches, truth.recall(rows), truth.shortfall(rows))
 
 
 def filters(
