@@ -396,7 +396,7 @@ def test_an_impossible_kernel_is_refused_with_a_way_out():
     code = """
 from edge_rag.errors import UsageError
 try:
-    import edge_rag.index
+    from edge_rag.index import simd_kernel
 except UsageError as error:
     print(error)
 """

@@ -61,6 +61,14 @@ static int is_mask(const Py_buffer *buffer, uint64_t rows)
     return !buffer->buf || (uint64_t)buffer->len == (rows + 7) / 8;
 }
 
+/* Whether a number is a value of an enum; if not, an exception is set. To C++ no other may ever get. */
+static int is_choice(int value, int low, int high)
+{
+    if (value >= low && value <= high) return 1;
+    PyErr_SetString(PyExc_ValueError, ei_status_text(EI_ARGUMENT));
+    return 0;
+}
+
 static PyObject *wrong_size(void)
 {
     PyErr_SetString(PyExc_ValueError, "a buffer has the wrong size");
@@ -88,7 +96,7 @@ static PyObject *native_open(PyObject *self, PyObject *args)
     (void)self;
     PyObject *file;
     int check;
-    if (!PyArg_ParseTuple(args, "Oi", &file, &check)) return NULL;
+    if (!PyArg_ParseTuple(args, "Oi", &file, &check) || !is_choice(check, EI_CHECK_HEADER, EI_CHECK_ALL)) return NULL;
     opened *o = PyMem_Calloc(1, sizeof *o);
     if (!o) return PyErr_NoMemory();
     if (PyObject_GetBuffer(file, &o->file, PyBUF_SIMPLE) < 0) {
@@ -149,7 +157,7 @@ static PyObject *native_search(PyObject *self, PyObject *args)
                           &scores))
         return NULL;
     const ei_index *index = index_of(capsule);
-    if (!index) goto done;
+    if (!index || !is_choice(way, EI_AUTO, EI_GRAPH)) goto done;
     ei_info info;
     ei_get_info(index, &info);
     if (n_queries < 0 || !holds(&queries, (size_t)n_queries, info.dim, sizeof(float)) || !is_mask(&allow, info.count) ||
@@ -225,7 +233,8 @@ static PyObject *native_builder(PyObject *self, PyObject *args)
     int metric;
     unsigned long long seed;
     if (!PyArg_ParseTuple(args, "IiIIKII", &settings.dim, &metric, &settings.max_links, &settings.ef_build, &seed,
-                          &settings.graph_from, &settings.threads))
+                          &settings.graph_from, &settings.threads) ||
+        !is_choice(metric, EI_COSINE, EI_L2))
         return NULL;
     settings.metric = (ei_metric)metric;
     settings.seed = seed;
