@@ -1,5 +1,6 @@
 """The README and the commands agree."""
 
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,12 @@ def test_the_pasted_help_is_true() -> None:
         check=True,
     ).stdout
     assert shown.strip() in README
+
+
+def test_the_index_example_runs(tmp_path: Path) -> None:
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "build_index" in code]
+    code = example + "\nassert found.shape == (3, 10) and found[0, 0] == 0 and len(live) == 20_000\n"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
 def test_every_path_that_the_readme_names_exists() -> None:

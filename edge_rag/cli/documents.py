@@ -170,11 +170,11 @@ def doctor(
 
     Example: edge-rag doctor --deep
     """
-    from edge_rag.library import diagnose
+    from edge_rag.library import describe_index, diagnose
 
     settings = settings_of(context)
     findings = diagnose(library_path(settings.library), deep=deep, repair=repair, settings=settings)
-    machine = _machine(settings.generator)
+    machine = {"index": describe_index(library_path(settings.library)), **_machine(settings.generator)}
     bad = [f for f in findings if f.severity == "error"]
     if json:
         print_json({"ok": not bad, "findings": findings, "machine": machine})
@@ -197,7 +197,7 @@ def compact(context: typer.Context, json: JsonFlag = False) -> None:
     Example: edge-rag compact
     """
     with open_library(context) as library:
-        report = library.compact()
+        report = library.compact(progress=progress_of(context))
     if json:
         print_json(report)
     else:

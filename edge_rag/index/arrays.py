@@ -83,16 +83,22 @@ def unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _checked_floats(values: npt.ArrayLike, dim: int | None, name: str) -> npt.NDArray[np.float32]:
     array = np.asarray(values)
-    if array.ndim != 2 or array.shape[1] != (dim or array.shape[1] or 1) or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 2 or array.shape[1] != (dim or array.shape[1] or 1) or array.dtype.kind != "f":
         raise ValueError(f"{name} must be (n, {dim or 'dim'}) floats, not {_shown(array)}")
+    if array.dtype == np.float32:
+        return np.ascontiguousarray(array)
     with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which is refused next
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _first_bad_row(rows: npt.NDArray[np.float32], metric: Metric) -> tuple[int, str] | None:
     """Return the first row that is no vector for this metric, and why."""
-    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # NaN passes through both
     least = SMALLEST_PEAK if metric == "cosine" else 0.0
+    squares = np.einsum("ij,ij->i", rows, rows)  # a quick look, which nearly every good row passes
+    low, high = (squares[0], squares[0]) if len(rows) == 1 else (squares.min(), squares.max())
+    if low >= rows.shape[1] * least**2 and high <= LARGEST_VALUE**2:
+        return None
+    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # NaN passes through both
     bad = np.flatnonzero(~((peaks >= least) & (peaks <= LARGEST_VALUE)))
     if not len(bad):
         return None

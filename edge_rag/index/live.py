@@ -27,8 +27,8 @@ from edge_rag.index.build import build_index
 from edge_rag.index.flat import best_of, best_rows, prepared, scores_of
 from edge_rag.index.native import Found, NativeIndex, packed_mask
 
-LARGEST_TAIL = 2000  # rows; reading 1,000 of them costs a search 0.1 ms
-LARGEST_TAIL_SHARE = 0.02  # of all rows
+LARGEST_TAIL = 2000  # rows; to score them costs a search 0.1 ms, as much as the graph of 100,000
+LARGEST_TAIL_SHARE = 0.01  # of all rows; to merge them into 100,000 costs half a second
 LARGEST_DEAD_SHARE = 0.1
 _ROWS_PER_BLOCK = 4096
 

@@ -1,6 +1,6 @@
 """One knowledge base: what is in it, how it gets there, how it is searched, and how it is kept whole."""
 
-from edge_rag.library.doctor import diagnose
+from edge_rag.library.doctor import describe_index, diagnose
 from edge_rag.library.filters import Filters
 from edge_rag.library.knowledge import EVERYTHING, Library, list_libraries
 from edge_rag.library.reports import (
@@ -26,6 +26,7 @@ __all__ = [
     "Library",
     "Stats",
     "SyncReport",
+    "describe_index",
     "diagnose",
     "list_libraries",
 ]

@@ -58,6 +58,18 @@ def diagnose(
         return [*mended, *_examine(library, models, deep=True)]
 
 
+def describe_index(path: str | Path) -> str:
+    """Say in one line what the library's index holds; "none" if there is none that can be used."""
+    library = Path(absolute(path))
+    generation = generations.open_generation(library, generations.current_number(library))
+    if generation is None:
+        return "none"
+    with generation.index as index:
+        info = index.info()
+    way = f"a graph of {info.n_links:,} links" if info.n_links else "no graph for so few"
+    return f"{info.n_rows:,} vectors of {info.dim}, {way}, {info.size_bytes:,} bytes"
+
+
 class _Models:
     """The library's embedder, opened at most once and only when something must be known about it."""
 

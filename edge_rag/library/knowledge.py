@@ -1,5 +1,6 @@
 """The library as the rest of the house sees it: open it, put files in, ask it, keep it."""
 
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -163,7 +164,7 @@ class Library:
     def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
         disk."""
-        bytes_before = _bytes_of(self.path.rglob("*"))
+        bytes_before = _bytes_of(_files_under(self.path))
         with self._writing("compact") as db:
             if progress:
                 progress("compact", 0, 0, "")
@@ -180,7 +181,7 @@ class Library:
                     f"{self.path}: compacted, but a reading process keeps the log, where deleted text may stand",
                     mend="close it and compact again",
                 )
-        return CompactReport(bytes_before, _bytes_of(self.path.rglob("*")))
+        return CompactReport(bytes_before, _bytes_of(_files_under(self.path)))
 
     # --- looking ---
 
@@ -230,7 +231,7 @@ class Library:
                     Counter(row[0] for row in db.execute("SELECT media_type FROM documents")).most_common()
                 ),
                 database_bytes=_bytes_of(self.path.glob(DATABASE_NAME + "*")),
-                index_bytes=_bytes_of((self.path / generations.INDEX_FOLDER).rglob("*")),
+                index_bytes=_bytes_of(_files_under(self.path / generations.INDEX_FOLDER)),
                 embedder=schema.get_meta(db, "embedder_name"),
                 embedder_fingerprint=schema.get_meta(db, "embedder_fingerprint"),
                 dim=schema.get_int(db, "dim"),
@@ -504,6 +505,12 @@ def _refuse_foreign_folder(path: Path) -> None:
             f"{path}: no library, and not empty ({foreign[0]} is there)",
             mend="choose an empty or a new folder for the library",
         )
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder; what a writer removes meanwhile is left out, where Path.rglob would fail."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def _bytes_of(files: Iterable[Path]) -> int:
