@@ -157,7 +157,7 @@ static void test_a_scan_finds_what_a_plain_loop_finds(void)
 
 static void test_a_graph_finds_nearly_what_a_plain_loop_finds(void)
 {
-    enum { N = 3000, DIM = 48, Q = 40, K = 10 };
+    enum { N = 2000, DIM = 48, Q = 40, K = 10 };
     for (int m = 0; m < N_METRICS; m++) {
         ei_build_settings settings = settings_for(DIM, metrics[m], 1);
         settings.threads = 2;
@@ -322,7 +322,7 @@ static void test_arguments_out_of_range_are_refused(void)
     const ei_build_settings good = settings_for(DIM, EI_L2, 1);
     ei_build_settings bad[9];
     for (size_t i = 0; i < 9; i++) bad[i] = good;
-    bad[0].dim = 0, bad[1].dim = EI_MAX_DIM + 1, bad[2].metric = (ei_metric)0, bad[3].metric = (ei_metric)4;
+    bad[0].dim = 0, bad[1].dim = EI_MAX_DIM + 1, bad[2].metric = (ei_metric)0, bad[3].max_links = 3;
     bad[4].max_links = EI_MAX_LINKS + 1, bad[5].ef_build = EI_MAX_EF + 1, bad[6].threads = 0, bad[7].threads = EI_MAX_THREADS + 1;
     bad[8].dim = UINT32_MAX;
     for (size_t i = 0; i < 9; i++) {
@@ -410,7 +410,7 @@ static void test_a_callback_stops_a_build(void)
 
 static void test_threads_and_kernels_change_no_byte(void)
 {
-    enum { N = 2500, DIM = 72, Q = 9, K = 12 };
+    enum { N = 1200, DIM = 72, Q = 9, K = 12 };
     for (int m = 0; m < N_METRICS; m++) {
         float *rows = themed_rows(N, DIM, 30, 8), *queries = themed_rows(Q, DIM, 30, 9);
         int64_t *ids = some_ids(N), found[2][Q * K];
@@ -460,7 +460,7 @@ static void test_threads_and_kernels_change_no_byte(void)
 
 static void test_a_merge_holds_what_was_kept_and_what_was_added(void)
 {
-    enum { OLD = 1500, NEW = 400, N = OLD + NEW, DIM = 40, Q = 20, K = 10 };
+    enum { OLD = 900, NEW = 250, N = OLD + NEW, DIM = 40, Q = 20, K = 10 };
     for (int m = 0; m < N_METRICS; m++) {
         for (int graph = 0; graph < 4; graph++) { /* bit 0: the base has one, bit 1: the merged index gets one */
             const ei_build_settings before = settings_for(DIM, metrics[m], graph & 1);
