@@ -161,7 +161,7 @@ class LiveIndex:
         )
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
-        """Merge everything into a new segment at `path`, which may be the old one's, and go on from that.
+        """Merge everything into a new segment at `path`, which may be the old one's (not on Windows), and go on from that.
 
         `options` are those of `build_index`. Removed rows are not in the new file. Searches go on meanwhile; changes
         wait. If it fails, everything is as before.
