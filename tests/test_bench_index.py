@@ -332,7 +332,7 @@ def test_a_logarithmic_axis_has_round_ticks_and_equal_steps() -> None:
 def test_error_bars_span_their_ranges_and_a_plot_of_nothing_is_a_plot() -> None:
     picture = drawn(plot.Series("line", [(1, 2), (2, 3)], [(1, 4), (2, 5)]))
     bars = [path.get("d") or "" for path in picture.iter("{http://www.w3.org/2000/svg}path")]
-    bottom, top = plot.HEIGHT - plot.BOTTOM, plot.TOP
+    bottom, top = plot.HEIGHT - plot.BOTTOM - plot.INSET, plot.TOP + plot.INSET
     assert any(f" {bottom:.1f}V" in bar for bar in bars)
     assert any(f"V{top:.1f}" in bar for bar in bars)
     assert "line" not in texts(drawn(plot.Series("line", [])))

@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 800, 460
 LEFT, RIGHT, TOP, BOTTOM = 76, 205, 46, 54
+INSET = 12  # between the lowest and highest value and the frame
 LINE_HEIGHT = 15  # between two names at the right
 # told apart with any colour vision (Okabe and Ito 2008); the first is for what the plot is about
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8a6d00", "#666666", "#000000")
@@ -33,7 +34,7 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     drawn = [s for s in series if s.points]
     x_scale = _Scale(x, [p[0] for s in drawn for p in s.points], LEFT, WIDTH - RIGHT)
     y_values = [v for s in drawn for v in (*(p[1] for p in s.points), *(v for pair in s.ranges for v in pair))]
-    y_scale = _Scale(y, y_values, HEIGHT - BOTTOM, TOP)
+    y_scale = _Scale(y, y_values, HEIGHT - BOTTOM - INSET, TOP + INSET)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
         ' font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#333">',

@@ -31,7 +31,7 @@ from edge_rag.evaluation.speed_index_systems import (
     System,
     Usearch,
     is_installed,
-)  # fmt: skip
+)
 from edge_rag.interfaces import Progress
 from edge_rag.models.cores import usable_cores
 
@@ -77,7 +77,8 @@ class Bench:
                 raise
             self.left_out[system.name] = f"{system.name} is left out: {type(error).__name__}: {error}".rstrip(": ")
             return None
-        self.built[system.name, n_rows] = built
+        if threads in (None, self.threads):
+            self.built[system.name, n_rows] = built
         note = {"vectors": self.vectors.fingerprint, "built": asdict(built) | {"folder": ""}}
         _write_json(_note_of(folder), note)
         return built
@@ -183,7 +184,7 @@ def _speed(bench: Bench) -> tuple[str, list[Figure], list[str]]:
             "recall@10 counts each row whose exact float32 score is within 2e-6 of the tenth best; times at a recall are"
             " interpolated between two ef; a contestant without a line at a recall does not reach it",
             "batch: one call of each contestant's own interface with all queries; built with M = 16 (32 links at the"
-            " lowest level), efConstruction = 200 where a peer has these",
+            " lowest level), efConstruction = 200 where a peer has these, ours with its own defaults",
         ],
     )
 

@@ -19,7 +19,10 @@ TIE = (
     2e-6  # a score that is so near to the last that counts is as good: more than float32 rounds off, less than matters
 )
 BLOCK = 10_000  # rows in memory at a time
-MADE_DIM, MADE_QUERIES, ROWS_PER_CLUSTER = 384, 500, 200  # of vectors that rest on no real ones
+MADE_DIM, MADE_QUERIES = 384, 500  # of vectors that rest on no real ones
+# With these, hnswlib finds as much of 20,000 made vectors as of real ones: 0.74, 0.92, 0.97, 0.99 with ef 10, 32, 64,
+# 128, and 0.80, 0.94, 0.98, 0.99 of the real ones.
+ROWS_PER_CLUSTER, DECAY = 10, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +161,13 @@ def _with_variations(base: Floats, made: int) -> Iterator[Floats]:
 
 
 def _mixture(n_rows: int, n_clusters: int, *, seed: int) -> Iterator[Floats]:
+    """Give points around cluster centres; both spread less and less from dimension to dimension."""
+    spread = np.arange(1, MADE_DIM + 1, dtype=np.float32) ** -DECAY
     centres = np.random.default_rng(0).standard_normal((n_clusters, MADE_DIM), dtype=np.float32)
     random = np.random.default_rng(seed)
     for start in range(0, n_rows, BLOCK):
         chosen = centres[random.integers(0, n_clusters, min(BLOCK, n_rows - start))]
-        yield chosen + random.standard_normal(chosen.shape, dtype=np.float32)
+        yield (chosen + random.standard_normal(chosen.shape, dtype=np.float32)) * spread
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_rag.evaluation.figures import MB, Figure, figure, interval, ratios
 from edge_rag.evaluation.plot import Axis, Series
@@ -20,6 +21,7 @@ SPEED_TARGETS = {
 KEPT_EXACTLY = 0.01  # of the rows: a filter that keeps so few, or fewer, loses nothing
 MILLION = 1_000_000
 OURS = EdgeRag.name
+SCAN, GRAPH = "edge_rag, scan", "edge_rag, graph"
 
 
 def of_speed(found: Speed, flat: Flat) -> Iterator[Figure]:
@@ -139,22 +141,29 @@ def of_scale(found: Sequence[Scaled], built: Mapping[int, Built], threads: int) 
             yield figure(f"{size.n_rows:,} rows: {name}", "µs", [s * US for s in seconds])
         recall = size.recall
         at_least = 0.97 if size.n_rows >= MILLION else None
-        yield figure(f"{size.n_rows:,} rows, recall@10: {OURS}, graph", "", [recall], at_least=at_least)
+        yield figure(f"{size.n_rows:,} rows, recall@10: {GRAPH}", "", [recall], at_least=at_least)
         if size.peer_recall:
             yield figure(f"{size.n_rows:,} rows, recall@10: {Hnswlib.name}", "", [size.peer_recall])
     for n_rows, b in built.items():
         below = 600.0 if n_rows >= MILLION else None
-        yield figure(f"{n_rows:,} rows, build on {threads} threads: {OURS}, graph", "s", [b.wall_s], below=below)
+        yield figure(f"{n_rows:,} rows, build on {threads} threads: {GRAPH}", "s", [b.wall_s], below=below)
+    if len(found) > 1:  # what the cost model of the search rests on
+        rows = np.array([size.n_rows for size in found], dtype=np.float64)
+        a_query, a_row = _line_through(rows, [np.median(size.seconds[SCAN]) for size in found])
+        yield figure(f"scan, for a query: {SCAN}", "µs", [a_query * US])
+        yield figure(f"scan, for each row: {SCAN}", "ns", [a_row * 1e9])
+        _, a_doubling = _line_through(np.log2(rows), [np.median(size.seconds[GRAPH]) for size in found])
+        yield figure(f"graph, for each doubling of the rows: {GRAPH}", "µs", [a_doubling * US])
     crossing = crossover(found)
     if crossing:
-        yield figure(f"rows from which the graph is faster than the scan: {OURS}, graph", "rows", [crossing])
+        yield figure(f"rows from which the graph is faster than the scan: {GRAPH}", "rows", [crossing])
 
 
 def crossover(found: Sequence[Scaled]) -> float | None:
     """Return where scan and graph take the same time, between two sizes by interpolation."""
     rows = np.log([size.n_rows for size in found])
     gap = np.log([
-        np.median(size.seconds["edge_rag, scan"]) / np.median(size.seconds["edge_rag, graph"]) for size in found
+        np.median(size.seconds[SCAN]) / np.median(size.seconds[GRAPH]) for size in found
     ])  # fmt: skip
     for before in range(len(gap) - 1):
         if gap[before] < 0 <= gap[before + 1]:
@@ -210,6 +219,12 @@ def _of_flat(flat: Flat) -> Iterator[Figure]:
             yield figure(f"exact search, {kind}, ours is faster by: {FaissFlat.name}", "x", faster, at_least=target)
     yield figure(f"exact search, recall@10: {OURS}", "", [flat.recall])
     yield figure(f"exact search, most that a result is behind the exact tenth: {OURS}", "1e-6", [flat.shortfall * 1e6])
+
+
+def _line_through(x: npt.NDArray[np.float64], seconds: Sequence[np.floating]) -> tuple[float, float]:
+    """Fit a line, each point weighing the same part of itself; return its height at 0 and its slope."""
+    slope, height = np.polyfit(x, seconds, 1, w=1 / np.array(seconds))
+    return float(height), float(slope)
 
 
 def _with_target(f: Figure, at_least: float) -> Figure:

@@ -77,13 +77,8 @@ struct BuildLinks {
     }
     void prefetch(uint32_t row) const
     {
-#if defined(__GNUC__)
-        __builtin_prefetch(degrees + row);
-        __builtin_prefetch(links + row * stride);
-        __builtin_prefetch(links + row * stride + 16);
-#else
-        (void)row;
-#endif
+        EI_PREFETCH_NOW(degrees + row);
+        for (size_t i = 0; i < stride; i += 16) EI_PREFETCH_NOW(links + row * stride + i);
     }
 };
 

@@ -59,13 +59,9 @@ struct FileLinks {
     }
     void prefetch(uint32_t row) const
     {
-#if defined(__GNUC__)
-        const uint32_t *begin = links + (starts[row] <= n_links ? starts[row] : 0);
-        __builtin_prefetch(begin);
-        __builtin_prefetch(begin + 16);
-#else
-        (void)row;
-#endif
+        size_t n;
+        const uint32_t *begin = of(row, &n);
+        for (size_t i = 0; i < n + 15; i += 16) EI_PREFETCH_NOW(begin + i);
     }
 };
 

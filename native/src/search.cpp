@@ -45,12 +45,10 @@ void answer(const Request &request, size_t q, const Query &query, std::vector<Ke
     const ei_index &index = request.index;
     const auto dot12 = ei_kernel_in_use()->dot12;
     const ei_query fine = query.fine();
-#if defined(__GNUC__)
     for (const Key candidate : candidates) {
         const int8_t *residual = index.residuals + row_of(candidate) * index.frame.dims();
-        for (size_t at = 0; at < index.frame.dims(); at += 64) __builtin_prefetch(residual + at);
+        for (size_t at = 0; at < index.frame.dims(); at += 64) EI_PREFETCH_FAR(residual + at);
     }
-#endif
     for (Key &candidate : candidates) {
         const uint32_t row = row_of(candidate);
         const int8_t *residual = index.residual(row);
@@ -265,7 +263,7 @@ void search(const Request &request, const ei_search_settings &settings)
     if (request.n_allowed == 0) return;
     Threads threads(settings.threads);
     std::vector<size_t> to_scan;
-    const size_t ef = widened(std::max(settings.ef ? size_t{settings.ef} : kDefaultEf, n_rescored(request.k)), request);
+    const size_t ef = widened(std::max<size_t>(settings.ef ? settings.ef : std::max(kDefaultEf, n_rescored(request.k)), request.k), request);
     if (request.index.has_graph() && settings.way != EI_SCAN && (settings.way == EI_GRAPH || graph_is_cheaper(request, ef))) {
         const size_t grain = threads.count() == 1 ? request.n_queries : kWalksAtOnce * 4;
         std::vector<std::vector<size_t>> starved(threads.count());

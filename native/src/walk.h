@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <vector>
 
 namespace ei {
@@ -62,12 +63,9 @@ inline void score_rows(const Rows &rows, const Aim &aim, const uint32_t *which, 
 
 inline void prefetch_row(const Rows &rows, uint32_t row)
 {
-#if defined(__GNUC__)
     const uint8_t *codes = rows.codes + row * (rows.dims / 2);
-    // Into the second cache only: more such requests can be under way at once.
-    for (size_t at = 0; at < rows.dims / 2; at += 64) __builtin_prefetch(codes + at, 0, 2);
-    __builtin_prefetch(rows.scales + row);
-#endif
+    for (size_t at = 0; at < rows.dims / 2; at += 64) EI_PREFETCH_FAR(codes + at);
+    EI_PREFETCH_NOW(rows.scales + row);
 }
 
 constexpr size_t kStarts = 8;  // entries that a walk goes on from
@@ -90,13 +88,13 @@ class Walk {
         ef_ = ef;
         pool_.resize(ef);
         size_ = next_ = 0;
-        gathers_ = true;
+        scores_next_ = false;
 
         // A few of the entries suffice; the others would only be sorted in and pushed out again.
         std::vector<Key> &best = starts_;
         best.clear();
         for (size_t i = 0; i < n_entries; i += EI_MAX_LINKS) {
-            consider(entries + i, std::min(size_t{EI_MAX_LINKS}, n_entries - i));
+            meet(entries + i, std::min(size_t{EI_MAX_LINKS}, n_entries - i));
             float scores[EI_MAX_LINKS];
             score_todo(scores);
             for (size_t j = 0; j < n_todo_; j++) best.push_back(key_of(scores[j], todo_[j]) | 1);
@@ -110,20 +108,20 @@ class Walk {
     // Take a step; false when there is nothing more to do.
     bool step()
     {
-        if (!gathers_) {
+        if (scores_next_) {
             score();
             if (next_ < size_) links_.prefetch(row_of(pool_[next_]));
         } else {
-            if (next_ >= size_) return false;
+            if (next_ == size_) return false;
             const uint32_t row = row_of(pool_[next_]);
             pool_[next_] &= ~Key{1};
             while (next_ < size_ && !(pool_[next_] & 1)) next_++;
-            if (next_ < size_) links_.prefetch(row_of(pool_[next_]));
+            if (next_ < size_) links_.prefetch(row_of(pool_[next_]));  // the next one, unless something better is met
             size_t n;
             const uint32_t *neighbours = links_.of(row, &n);
-            consider(neighbours, n);
+            meet(neighbours, n);
         }
-        gathers_ = !gathers_;
+        scores_next_ = !scores_next_;
         return true;
     }
 
@@ -142,7 +140,7 @@ class Walk {
         seen_.clear();
     }
 
-    void consider(const uint32_t *which, size_t n)
+    void meet(const uint32_t *which, size_t n)
     {
         uint64_t *const visited = visited_.data();
         const size_t count = rows_.count;
@@ -170,14 +168,14 @@ class Walk {
     {
         float scores[EI_MAX_LINKS];
         score_todo(scores);
-        Key fresh[EI_MAX_LINKS];
-        size_t n_fresh = 0;
-        const Key worst = size_ == ef_ ? pool_[ef_ - 1] : 0;
+        const float worst = size_ == ef_ ? score_of(pool_[ef_ - 1]) : -std::numeric_limits<float>::infinity();
+        uint32_t good[EI_MAX_LINKS];
+        size_t n_good = 0;
         for (size_t i = 0; i < n_todo_; i++) {
-            fresh[n_fresh] = key_of(scores[i], todo_[i]) | 1;
-            n_fresh += fresh[n_fresh] > worst;
+            good[n_good] = static_cast<uint32_t>(i);
+            n_good += scores[i] >= worst;
         }
-        for (size_t i = 0; i < n_fresh; i++) insert(fresh[i]);
+        for (size_t i = 0; i < n_good; i++) insert(key_of(scores[good[i]], todo_[good[i]]) | 1);
     }
 
     void insert(Key key)
@@ -206,7 +204,7 @@ class Walk {
     std::vector<Key> pool_;  // best first; the lowest bit is set where the row's neighbours have not been looked at
     size_t size_ = 0;        // of what is in use of it
     size_t next_ = 0;        // the first place with that bit
-    bool gathers_ = true;
+    bool scores_next_ = false;
     uint32_t todo_[EI_MAX_LINKS] = {};  // rows whose codes have been asked for
     size_t n_todo_ = 0;
     std::vector<uint64_t> visited_;

@@ -94,7 +94,12 @@ static int count_bytes(void *context, const void *, size_t size)
     return 0;
 }
 
-static float value(uint64_t i) { return static_cast<float>((i * 0x9E3779B97F4A7C15 >> 40) % 2001) / 1000.0f - 1.0f; }
+static float value(uint64_t i)  // splitmix64: no order that a graph could follow
+{
+    i = (i ^ i >> 30) * 0xBF58476D1CE4E5B9;
+    i = (i ^ i >> 27) * 0x94D049BB133111EB;
+    return static_cast<float>((i ^ i >> 31) % 2001) / 1000.0f - 1.0f;
+}
 
 constexpr uint32_t kDim = 384;
 constexpr size_t kBlockRows = 256;
