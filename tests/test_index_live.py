@@ -255,6 +255,8 @@ def test_a_live_index_names_what_is_wrong(segment):
     index, _, _ = segment
     with pytest.raises(ValueError, match="dim and metric are needed"):
         LiveIndex()
+    with pytest.raises(ValueError, match="dim must be 1 to 4096"):
+        LiveIndex(dim=4097, metric="l2")
     with LiveIndex(index) as changing:
         for ids, vectors, said in (
             ([1], unit_rows(1, 23), "vectors must be"),

@@ -24,6 +24,7 @@ from edge_rag.index.arrays import (
     checked_rows,
 )
 from edge_rag.index.build import build_index
+from edge_rag.index.compiled import native
 from edge_rag.index.flat import best_of, best_rows, prepared, scores_of
 from edge_rag.index.native import Found, NativeIndex, packed_mask
 
@@ -66,7 +67,7 @@ class LiveIndex:
         """Start from a segment, which must stay open, or from nothing with `dim` and `metric`."""
         if segment is None and (dim is None or metric is None):
             raise ValueError("without a segment, dim and metric are needed")
-        self._dim = segment.dim if segment else checked_number(dim or 0, "dim", 1)
+        self._dim = segment.dim if segment else checked_number(dim or 0, "dim", 1, native.MAX_DIM)
         self._metric = segment.metric if segment else checked_metric(metric or "")
         self._changing = threading.Lock()  # guards what follows; searches only read _state, once
         self._buffer = np.empty((0, self._dim), dtype=np.float32)
