@@ -47,7 +47,7 @@ def build_index(
     builder = native.builder(
         checked_number(dim, "dim", 1, native.MAX_DIM),
         METRICS.index(metric) + 1,
-        0 if max_links is None else checked_number(max_links, "max_links", 2, native.MAX_LINKS),
+        0 if max_links is None else checked_number(max_links, "max_links", 4, native.MAX_LINKS),
         0 if ef_build is None else checked_number(ef_build, "ef_build", 1, native.MAX_EF),
         checked_number(seed, "seed", 0, (1 << 64) - 1),
         0 if graph_from is None else checked_number(graph_from, "graph_from", 1, (1 << 32) - 1),

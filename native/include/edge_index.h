@@ -61,9 +61,9 @@ typedef enum ei_check {
     EI_CHECK_ALL = 2     /* also every residual, here */
 } ei_check;
 
-/* Check `size` bytes at `file` and open them as an index. On EI_OK free *out with ei_close(). Whatever the bytes and
+/* Check `size` bytes at `file` and open them as an index; check is an ei_check. On EI_OK free *out with ei_close(). Whatever the bytes and
  * whichever check, no search reads outside of them or fails to end. */
-ei_status ei_open(const void *file, size_t size, ei_check check, ei_index **out);
+ei_status ei_open(const void *file, size_t size, uint32_t check, ei_index **out);
 void ei_close(ei_index *index); /* NULL is fine */
 
 typedef struct ei_info {
@@ -73,7 +73,7 @@ typedef struct ei_info {
     uint64_t ids_offset; /* where in the file the ids stand: int64, ascending, `count` of them */
     uint64_t n_links;    /* in the whole graph; 0 if there is none */
     uint32_t dim;
-    uint32_t metric;
+    uint32_t metric;     /* an ei_metric */
     uint32_t max_links;  /* of one row */
     uint32_t ef_build;
 } ei_info;
@@ -92,7 +92,7 @@ typedef enum ei_way {
 typedef struct ei_search_settings {
     uint32_t k;           /* at least 1 */
     uint32_t ef;          /* rows kept in sight while following the graph; 0: the default, larger finds more */
-    ei_way way;
+    uint32_t way;         /* an ei_way */
     uint32_t threads;     /* 1 to EI_MAX_THREADS: they share the queries, or the rows of a scan */
     const uint8_t *allow; /* NULL, or a bit for each row, (count + 7) / 8 bytes: row r is bit r % 8 of byte r / 8 */
 } ei_search_settings;
@@ -113,8 +113,8 @@ typedef struct ei_builder ei_builder;
 
 typedef struct ei_build_settings {
     uint32_t dim;
-    ei_metric metric;
-    uint32_t max_links; /* of one row; 0: the default. Larger finds more for the same ef, and takes more of the file */
+    uint32_t metric;    /* an ei_metric */
+    uint32_t max_links; /* of one row, 4 to EI_MAX_LINKS; 0: the default. Larger finds more for the same ef, and takes more of the file */
     uint32_t ef_build;  /* rows kept in sight while looking for a row's neighbours; 0: the default */
     uint64_t seed;
     uint32_t graph_from; /* build a graph for so many rows or more; 0: the default; UINT32_MAX: never */
@@ -133,9 +133,9 @@ ei_status ei_builder_take(ei_builder *builder, const ei_index *from, const uint8
  * none of the n was added. */
 ei_status ei_builder_add(ei_builder *builder, const int64_t *ids, const float *rows, size_t n, size_t *bad);
 
-/* Called now and then from the thread that called in; not 0 stops the work. */
+/* Called now and then, and at the end, from the thread that called in; not 0 stops the work. */
 typedef int (*ei_progress)(void *context, uint64_t done, uint64_t total);
-/* Write the next `size` bytes of the file; not 0 means that it failed and stops the work. */
+/* Called from the thread that called in: write the next `size` bytes of the file; not 0 means that it failed, and stops the work. */
 typedef int (*ei_write)(void *context, const void *bytes, size_t size);
 
 /* Build the graph and write the whole file. After EI_OK or not, the builder can only be freed. progress: or NULL. */

@@ -105,7 +105,7 @@ static PyObject *native_open(PyObject *self, PyObject *args)
     }
     ei_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = ei_open(o->file.buf, (size_t)o->file.len, (ei_check)check, &o->index);
+    status = ei_open(o->file.buf, (size_t)o->file.len, (uint32_t)check, &o->index);
     Py_END_ALLOW_THREADS
     if (status != EI_OK) o->index = NULL;
     PyObject *capsule = status == EI_OK ? PyCapsule_New(o, INDEX_CAPSULE, close_index) : raise_status(status);
@@ -166,7 +166,7 @@ static PyObject *native_search(PyObject *self, PyObject *args)
         goto done;
     }
     const ei_search_settings settings = {
-        .k = k, .ef = ef, .way = (ei_way)way, .threads = threads, .allow = allow.buf};
+        .k = k, .ef = ef, .way = (uint32_t)way, .threads = threads, .allow = allow.buf};
     ei_status status;
     Py_BEGIN_ALLOW_THREADS
     status = ei_search(index, queries.buf, (size_t)n_queries, &settings, ids.buf, scores.buf);
@@ -236,7 +236,7 @@ static PyObject *native_builder(PyObject *self, PyObject *args)
                           &settings.graph_from, &settings.threads) ||
         !is_choice(metric, EI_COSINE, EI_L2))
         return NULL;
-    settings.metric = (ei_metric)metric;
+    settings.metric = (uint32_t)metric;
     settings.seed = seed;
     building *b = PyMem_Calloc(1, sizeof *b);
     if (!b) return PyErr_NoMemory();

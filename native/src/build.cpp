@@ -15,13 +15,17 @@
 #include <numeric>
 #include <optional>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace ei {
 
 namespace {
 
 constexpr uint32_t kDefaultMaxLinks = 48;
 constexpr uint32_t kDefaultEfBuild = 160;
-constexpr uint32_t kDefaultGraphFrom = 16384;
+constexpr uint32_t kDefaultGraphFrom = 8192;
 constexpr size_t kCentreRows = 1024;  // from so many rows on, the first of them say where the centre is
 constexpr size_t kFewestForCentre = 32;
 constexpr size_t kChunkRows = 4096;
@@ -44,12 +48,19 @@ uint64_t mixed(uint64_t x)  // a bijection whose output looks random (splitmix64
 }
 
 template <class T>
-class AlignedArray {  // of a size that is known at once; zero at first
+class AlignedArray {  // of a size that is known at once; not set to anything, so its pages take no memory before they are used
   public:
-    explicit AlignedArray(size_t n = 0) : memory_(new uint8_t[n * sizeof(T) + EI_ALIGNMENT]())
+    explicit AlignedArray(size_t n = 0)
     {
+        constexpr size_t kHugePage = size_t{2} << 20;
+        const size_t size = n * sizeof(T), alignment = size >= kHugePage ? kHugePage : size_t{EI_ALIGNMENT};
+        memory_.reset(new uint8_t[size + alignment]);
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-        data_ = reinterpret_cast<T *>((address + EI_ALIGNMENT - 1) / EI_ALIGNMENT * EI_ALIGNMENT);
+        data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
+#if defined(__linux__)
+        // Random reads of memory in small pages wait for the translation of addresses. Where this is refused nothing is lost.
+        if (size >= kHugePage) madvise(data_, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
     }
     T *data() const { return data_; }
 
@@ -116,17 +127,18 @@ struct ei_builder {
     std::vector<uint32_t> base_rows;  // where in it they stand
 
     AlignedArray<uint8_t> codes;  // of all rows, from finish() on
-    std::vector<uint32_t> links;  // (count, stride)
+    AlignedArray<uint32_t> links; // (count, stride)
     std::vector<uint8_t> degrees;
     size_t stride = 0;
     std::vector<float> extras;    // EI_INNER_PRODUCT: a further coordinate that gives all rows the same length
-    std::vector<float> lengths2;  // squared lengths with that coordinate
+    float longest2 = 0;           // squared length of all rows with that coordinate
     std::vector<uint32_t> order, entries;
 
     explicit ei_builder(const ei_build_settings &s) : settings(s), threads(s.threads) {}
 
     size_t count() const { return ids.size(); }
     size_t dims() const { return padded_dim(settings.dim); }
+    ei_metric metric() const { return static_cast<ei_metric>(settings.metric); }
     const int8_t *residual(size_t row) const { return chunks[row / kChunkRows].residuals.data() + row % kChunkRows * dims(); }
 };
 
@@ -170,7 +182,7 @@ void settle_centre(ei_builder &b)
     const size_t n = b.waiting.size() / dim;
     std::vector<float> centre(dim), vector(dim);
     if (n >= kFewestForCentre) {
-        const Frame plain(dim, b.settings.metric, nullptr);
+        const Frame plain(dim, b.metric(), nullptr);
         std::vector<double> sums(dim);
         for (size_t row = 0; row < n; row++) {
             plain.normalise(&b.waiting[row * dim], vector.data());
@@ -178,7 +190,7 @@ void settle_centre(ei_builder &b)
         }
         for (uint32_t i = 0; i < dim; i++) centre[i] = static_cast<float>(sums[i] / static_cast<double>(n));
     }
-    b.frame.emplace(dim, b.settings.metric, centre.data());
+    b.frame.emplace(dim, b.metric(), centre.data());
     encode(b, 0, b.waiting.data(), n);
     b.waiting = {};
 }
@@ -206,7 +218,8 @@ class GraphMaker {
     };
 
     Aim aim_at(uint32_t row, int8_t *query) const;
-    float distance(uint32_t from, uint32_t to, float product) const { return b_.lengths2[from] + b_.lengths2[to] - 2 * product; }
+    float distance(uint32_t from, uint32_t to, float product) const { return length2(from) + length2(to) - 2 * product; }
+    float length2(uint32_t row) const { return b_.extras.empty() ? b_.norms[row] : b_.longest2; }
     void choose(Scratch &scratch, size_t most);
     void set_links(uint32_t row, const std::vector<Candidate> &kept);
     void find_neighbours(unsigned worker, const uint32_t *batch, size_t n, Scratch &scratch);
@@ -271,7 +284,7 @@ void GraphMaker::choose(Scratch &s, size_t most)
 
 void GraphMaker::set_links(uint32_t row, const std::vector<Candidate> &kept)
 {
-    for (size_t i = 0; i < kept.size(); i++) b_.links[row * b_.stride + i] = kept[i].row;
+    for (size_t i = 0; i < kept.size(); i++) b_.links.data()[row * b_.stride + i] = kept[i].row;
     b_.degrees[row] = static_cast<uint8_t>(kept.size());
 }
 
@@ -370,12 +383,10 @@ void GraphMaker::add_batch(const uint32_t *batch, size_t n)
 // all rows equally long turns the largest product into the smallest distance.
 void GraphMaker::set_lengths()
 {
-    b_.lengths2 = b_.norms;
     if (b_.settings.metric != EI_INNER_PRODUCT) return;
-    const float longest = *std::max_element(b_.norms.begin(), b_.norms.end());
+    b_.longest2 = *std::max_element(b_.norms.begin(), b_.norms.end());
     b_.extras.resize(b_.count());
-    for (size_t row = 0; row < b_.count(); row++) b_.extras[row] = std::sqrt(longest - b_.norms[row]);
-    std::fill(b_.lengths2.begin(), b_.lengths2.end(), longest);
+    for (size_t row = 0; row < b_.count(); row++) b_.extras[row] = std::sqrt(b_.longest2 - b_.norms[row]);
 }
 
 // Rows that have a graph first, and each part by a number drawn for each id: rows that came one after the other, which are often
@@ -420,7 +431,7 @@ void GraphMaker::take_links(uint32_t row, const std::vector<uint32_t> &new_rows,
         s.which.erase(std::unique(s.which.begin(), s.which.end()), s.which.end());
         choose_among(row, s);
     } else {
-        std::copy(s.which.begin(), s.which.end(), &b_.links[row * b_.stride]);
+        std::copy(s.which.begin(), s.which.end(), b_.links.data() + row * b_.stride);
         b_.degrees[row] = static_cast<uint8_t>(s.which.size());
     }
 }
@@ -446,7 +457,7 @@ void GraphMaker::reach_all()
             const uint32_t row = to_visit.back();
             to_visit.pop_back();
             for (size_t i = 0; i < b_.degrees[row]; i++) {
-                const uint32_t next = b_.links[row * b_.stride + i];
+                const uint32_t next = b_.links.data()[row * b_.stride + i];
                 if (!reached[next]) to_visit.push_back(next);
                 reached[next] = true;
             }
@@ -454,12 +465,12 @@ void GraphMaker::reach_all()
     };
     const auto link_to = [&](uint32_t row) {
         for (size_t i = 0; i < b_.degrees[row]; i++) {
-            uint32_t parent = b_.links[row * b_.stride + i];
+            uint32_t parent = b_.links.data()[row * b_.stride + i];
             if (!reached[parent]) continue;
             const uint32_t first = parent;
             while (b_.degrees[parent] == b_.stride && last_added[parent] != kNone) parent = last_added[parent];
             if (b_.degrees[parent] == b_.stride) continue;
-            b_.links[parent * b_.stride + b_.degrees[parent]++] = row;
+            b_.links.data()[parent * b_.stride + b_.degrees[parent]++] = row;
             last_added[first] = row;
             return true;
         }
@@ -478,10 +489,10 @@ bool GraphMaker::make()
     const size_t n = b_.count();
     set_lengths();
     b_.stride = most_;
-    b_.links.resize(n * b_.stride);
+    set_order();
+    b_.links = AlignedArray<uint32_t>(n * b_.stride);
     b_.degrees.resize(n);
     rows_ = {n, b_.dims(), b_.codes.data(), b_.scales.data(), b_.extras.empty() ? nullptr : b_.extras.data(), ei_kernel_in_use()};
-    set_order();
     if (n_taken_ > 0) take_graph();
     for (size_t done = n_taken_; done < n;) {
         // Rows of a batch do not see each other: it is small beside what is there, and beside what is new, which may be alike.
@@ -489,7 +500,7 @@ bool GraphMaker::make()
         n_starts_ = std::min(done, b_.entries.size());
         add_batch(&b_.order[done], size);
         done += size;
-        if (progress_ && progress_(context_, done, n) != 0) return false;
+        if (progress_ && done < n && progress_(context_, done, n) != 0) return false;
     }
     reach_all();
     return true;
@@ -538,7 +549,7 @@ bool each_part(const ei_builder &b, int kind, const Use &use)
         return whole(some);
     case kLinks:
         for (size_t row = 0; row < b.count() && !b.entries.empty(); row++) {
-            const uint32_t *links = &b.links[row * b.stride];
+            const uint32_t *links = b.links.data() + row * b.stride;
             some.insert(some.end(), links, links + b.degrees[row]);
             if (some.size() >= 1 << 16 || row + 1 == b.count()) {
                 if (!whole(some)) return false;
@@ -601,7 +612,7 @@ bool each_block(const ei_builder &b, int kind, const Use &use)
 
 ei_status write_file(const ei_builder &b, ei_write write, void *context)
 {
-    Layout layout{b.settings.dim, b.settings.metric, b.settings.max_links, b.settings.ef_build, b.count(), 0, b.entries.size()};
+    Layout layout{b.settings.dim, b.metric(), b.settings.max_links, b.settings.ef_build, b.count(), 0, b.entries.size()};
     for (const uint8_t degree : b.degrees) layout.n_links += degree;
     uint64_t checksums[kSections];
     for (int kind = 0; kind < kSections; kind++) {
@@ -650,7 +661,7 @@ void ei_builder_free(ei_builder *builder) { delete builder; }
 ei_status ei_builder_take(ei_builder *builder, const ei_index *from, const uint8_t *keep)
 {
     ei_builder &b = *builder;
-    if (b.base || b.count() > 0 || from->layout.dim != b.settings.dim || from->layout.metric != b.settings.metric ||
+    if (b.base || b.count() > 0 || from->layout.dim != b.settings.dim || from->layout.metric != b.metric() ||
         from->check == EI_CHECK_HEADER) {
         return EI_ARGUMENT;
     }
@@ -692,7 +703,7 @@ ei_status ei_builder_add(ei_builder *builder, const int64_t *ids, const float *r
     if (n > EI_MAX_ROWS - b.count()) return EI_ARGUMENT;
     const uint32_t dim = b.settings.dim;
     try {
-        const Frame plain(dim, b.settings.metric, nullptr);
+        const Frame plain(dim, b.metric(), nullptr);
         for (size_t i = 0; i < n; i++) {
             if (!plain.usable(rows + i * dim)) {
                 *bad = i;
@@ -724,6 +735,7 @@ ei_status ei_builder_finish(ei_builder *builder, ei_progress progress, ei_write 
             GraphMaker maker(b, progress, context);
             if (!maker.make()) return EI_CANCELLED;
         }
+        if (progress && progress(context, b.count(), b.count()) != 0) return EI_CANCELLED;
         return write_file(b, write, context);
     } catch (const std::exception &) {
         return EI_MEMORY;

@@ -168,19 +168,22 @@ void decode_row(const uint8_t *codes, const int8_t *residual, size_t dims, float
 
 void row_as_query(const uint8_t *codes, const int8_t *residual, size_t dims, int8_t *query, int32_t *sum)
 {
+    // 16 * (u - 8) + (residual + 8) / 16 rounded down, in bytes that wrap: then a vector of the processor holds 16 of them.
+    const auto nearest = [](uint8_t u, int8_t low) {
+        const auto raised = static_cast<uint8_t>(low ^ 0x80);  // by 128
+        return static_cast<uint8_t>((u << 4) + (((raised >> 1) + 4) >> 3) - 8);
+    };
     int32_t total = 0;
     for (size_t chunk = 0; chunk < dims; chunk += 128) {
         const uint8_t *bytes = codes + chunk / 2;
         const int8_t *low = residual + chunk;
-        for (size_t i = 0; i < 64; i++) {
-            query[chunk + i] = static_cast<int8_t>(16 * ((bytes[i] & 15) - 8) + ((low[i] + 8) >> 4));
-        }
-        for (size_t i = 0; i < 64; i++) {
-            query[chunk + 64 + i] = static_cast<int8_t>(16 * ((bytes[i] >> 4) - 8) + ((low[64 + i] + 8) >> 4));
-        }
-        for (size_t i = 0; i < 128; i++) total += query[chunk + i];
+        uint8_t raised[128];  // what is wanted, and 128 more
+        for (size_t i = 0; i < 64; i++) raised[i] = nearest(bytes[i] & 15, low[i]);
+        for (size_t i = 0; i < 64; i++) raised[64 + i] = nearest(bytes[i] >> 4, low[64 + i]);
+        for (size_t i = 0; i < 128; i++) total += raised[i];
+        for (size_t i = 0; i < 128; i++) query[chunk + i] = static_cast<int8_t>(raised[i] ^ 0x80);
     }
-    *sum = total;
+    *sum = total - 128 * static_cast<int32_t>(dims);
 }
 
 bool Query::set(const Frame &frame, const float *vector)

@@ -205,10 +205,10 @@ const int8_t *ei_index::residual(size_t row) const
     return residuals + row * dims;
 }
 
-ei_status ei_open(const void *file, size_t size, ei_check check, ei_index **out)
+ei_status ei_open(const void *file, size_t size, uint32_t check, ei_index **out)
 {
     *out = nullptr;
-    if (reinterpret_cast<uintptr_t>(file) % EI_ALIGNMENT != 0) return EI_ARGUMENT;
+    if (reinterpret_cast<uintptr_t>(file) % EI_ALIGNMENT != 0 || check > EI_CHECK_ALL) return EI_ARGUMENT;
     Header header;
     Layout layout;
     const ei_status status = read_header(file, size, &header, &layout);
@@ -232,7 +232,7 @@ ei_status ei_open(const void *file, size_t size, ei_check check, ei_index **out)
             static_cast<const int64_t *>(at(kIds)), static_cast<const uint32_t *>(at(kLinkStarts)),
             static_cast<const uint32_t *>(at(kLinks)), static_cast<const uint32_t *>(at(kEntries)),
             static_cast<const uint64_t *>(at(kResidualSums)), static_cast<const int8_t *>(at(kResiduals)),
-            check, nullptr});
+            static_cast<ei_check>(check), nullptr});
         if (check != EI_CHECK_HEADER && !plausible(*index)) return EI_DAMAGED;
         if (check == EI_CHECK_SEARCH) {
             index->checked_groups.reset(new std::atomic<uint8_t>[(index->count() + kGroupRows - 1) / kGroupRows]());

@@ -12,7 +12,7 @@ namespace ei {
 
 namespace {
 
-constexpr size_t kDefaultEf = 100;
+constexpr size_t kDefaultEf = 128;
 constexpr size_t kWalksAtOnce = 4;
 constexpr size_t kBlockRows = 256;  // of a scan: their codes stay in the cache while one query after the other reads them
 
@@ -286,7 +286,7 @@ ei_status ei_search(const ei_index *index, const float *queries, size_t n_querie
                     int64_t *ids, float *scores)
 {
     if (settings->k == 0 || settings->ef > EI_MAX_EF || settings->threads == 0 || settings->threads > EI_MAX_THREADS ||
-        settings->way < EI_AUTO || settings->way > EI_GRAPH) {
+        settings->way > EI_GRAPH) {
         return EI_ARGUMENT;
     }
     const size_t n_allowed = settings->allow ? ei::count_allowed(settings->allow, index->count()) : index->count();
