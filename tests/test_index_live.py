@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from index_data import METRICS, blocks_of, clustered, make, recall, rows_of, unit_rows
+from index_data import METRICS, blocks_of, clustered, make, recall, rows_of, run_python, unit_rows
 
 from edge_rag.errors import IntegrityError, MissingExtraError
 from edge_rag.index import FlatIndex, HnswlibIndex, LiveIndex, NativeIndex, build_index, live
@@ -255,6 +255,8 @@ def test_a_live_index_names_what_is_wrong(segment):
     index, _, _ = segment
     with pytest.raises(ValueError, match="dim and metric are needed"):
         LiveIndex()
+    with pytest.raises(ValueError, match="dim must be 1 to 4096"):
+        LiveIndex(dim=4097, metric="l2")
     with LiveIndex(index) as changing:
         for ids, vectors, said in (
             ([1], unit_rows(1, 23), "vectors must be"),
@@ -326,6 +328,24 @@ def test_a_damaged_hnswlib_file_is_refused(hnswlib, tmp_path):
             with pytest.raises(IntegrityError, match="not the index that was saved"):
                 HnswlibIndex.open(tmp_path / "x")
         (tmp_path / name).write_bytes(whole)
+
+
+def test_a_full_disk_is_not_taken_for_a_saved_hnswlib_index(hnswlib, tmp_path):
+    pytest.importorskip("resource")
+    code = """
+import resource, signal, sys
+import numpy as np
+from edge_rag.index import HnswlibIndex
+index = HnswlibIndex.build([(np.arange(500), np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32))], 8)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    index.save(sys.argv[1])
+except OSError as error:
+    print(error.strerror)
+"""
+    assert run_python(code, tmp_path / "x").stdout == "No space left on device\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_hnswlib_the_error_names_the_extra(monkeypatch):

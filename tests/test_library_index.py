@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import edge_rag.index
-from edge_rag.errors import UsageError
+from edge_rag.errors import ModelError, UsageError
 from edge_rag.index import NativeIndex, build_index
 from edge_rag.library import Filters, Library, describe_index, diagnose, generations, search, store
 from edge_rag.testing import HashEmbedder
@@ -397,3 +398,15 @@ def test_a_copy_of_a_library_on_a_read_only_disk_uses_its_index(library: Library
         assert_exact(copy)
         assert copy._generation is not None
     assert not [f for f in diagnose(tmp_path / "copy", embedder=HashEmbedder(DIM)) if f.severity == "error"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1e6, float("nan"), float("inf")])
+def test_an_embedder_whose_vectors_are_none_is_refused_before_anything_is_stored(tmp_path: Path, value: float) -> None:
+    class Broken(HashEmbedder):
+        def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+            return np.full((len(texts), DIM), value, dtype=np.float32)
+
+    with Library.open(tmp_path / "lib", create=True, embedder=Broken(DIM)) as library:
+        with pytest.raises(ModelError, match="vectors that are no vectors"):
+            library.add([put(tmp_path / "docs", range(30))])
+        assert library.stats().n_chunks == 0

@@ -75,7 +75,7 @@ class Bench:
         except Exception as error:  # whatever a peer does wrong, or that its process died of
             if system is EdgeRag:
                 raise
-            self.left_out[system.name] = f"{system.name} is left out: {type(error).__name__}: {error}".rstrip(": ")
+            self.left_out[system.name] = f"{system.name} is left out, it fails to build: {type(error).__name__} {error}"
             return None
         if threads in (None, self.threads):
             self.built[system.name, n_rows] = built

@@ -20,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 
+from edge_rag.errors import EdgeRagError
 from edge_rag.evaluation.speed_index_data import Floats, VectorSet
 from edge_rag.evaluation.speed_index_search import K
 from edge_rag.evaluation.speed_index_systems import EdgeRag, Found, System
@@ -119,7 +120,10 @@ class _Victim:
         self._process = context.Process(target=_suffer_all, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._ours.recv()  # ready, with the right answers
+        try:
+            self._ours.recv()  # ready, with the right answers
+        except EOFError as error:
+            raise EdgeRagError(f"{system.name} dies of its own undamaged file {folder}") from error
 
     def suffer(self, damage: Damage) -> tuple[Outcome, str]:
         self._ours.send(damage)

@@ -4,6 +4,7 @@ It keeps float32 vectors in memory. Its own file has no checksum and trusts what
 says what the first one holds.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -79,7 +80,10 @@ class HnswlibIndex:
         """Write hnswlib's file at `path`, and what it holds at `path`.rows."""
         path = Path(path)
         with complete_or_absent(path) as file:
-            self._alive().save_index(file.name)
+            graph = self._alive()
+            graph.save_index(file.name)
+            if Path(file.name).stat().st_size != graph.index_file_size():  # hnswlib does not look
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             digest = _sha256(Path(file.name))
         head = json.dumps({"format": 1, "dim": self._dim, "metric": self._metric, "sha256": digest}).encode() + b"\n"
         body = head + self._ids.astype("<i8").tobytes()

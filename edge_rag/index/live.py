@@ -24,6 +24,7 @@ from edge_rag.index.arrays import (
     checked_rows,
 )
 from edge_rag.index.build import build_index
+from edge_rag.index.compiled import native
 from edge_rag.index.flat import best_of, best_rows, prepared, scores_of
 from edge_rag.index.native import Found, NativeIndex, packed_mask
 
@@ -66,7 +67,7 @@ class LiveIndex:
         """Start from a segment, which must stay open, or from nothing with `dim` and `metric`."""
         if segment is None and (dim is None or metric is None):
             raise ValueError("without a segment, dim and metric are needed")
-        self._dim = segment.dim if segment else checked_number(dim or 0, "dim", 1)
+        self._dim = segment.dim if segment else checked_number(dim or 0, "dim", 1, native.MAX_DIM)
         self._metric = segment.metric if segment else checked_metric(metric or "")
         self._changing = threading.Lock()  # guards what follows; searches only read _state, once
         self._buffer = np.empty((0, self._dim), dtype=np.float32)
@@ -161,7 +162,7 @@ class LiveIndex:
         )
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> None:
-        """Merge everything into a new segment at `path`, which may be the old one's, and go on from that.
+        """Merge everything into a new segment at `path`, which may be the old one's (not on Windows), and go on from that.
 
         `options` are those of `build_index`. Removed rows are not in the new file. Searches go on meanwhile; changes
         wait. If it fails, everything is as before.

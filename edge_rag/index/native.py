@@ -7,6 +7,7 @@ native/include/edge_index.h); files are written by `edge_rag.index.build`.
 import mmap
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,9 +62,7 @@ class NativeIndex:
         self._n_rows, self._size_bytes, self._hot_bytes, ids_offset, self._n_links = fields[:5]
         self._dim, metric, self._max_links, self._ef_build = fields[5:]
         self._metric = METRICS[metric - 1]
-        self._cold = (
-            len(mapping) - self._size_bytes + self._hot_bytes
-        )  # where in the mapping the rarely read part begins
+        self._cold = len(mapping) - self._size_bytes + self._hot_bytes  # from here on the mapping is rarely read
         _expect_few_reads(mapping, self._cold, few=True)
         # A view of the mapping, which stays alive as long as the view: no copy, and safe after close().
         self._ids: npt.NDArray[np.int64] = np.frombuffer(view, dtype=np.int64, count=self._n_rows, offset=ids_offset)
@@ -199,8 +198,8 @@ class NativeIndex:
 
     def verify(self) -> None:
         """Read every byte; raise IntegrityError if one is not what was written."""
-        self._alive()
         mapping, view = self._mapping, self._view
+        self._alive()  # and so was what was taken before
         _expect_few_reads(mapping, self._cold, few=False)
         try:
             native.open(view, _CHECKS["all"])
@@ -253,7 +252,8 @@ def packed_mask(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 def _read_ahead(mapping: mmap.mmap, end: int) -> None:
     """Have the system read a mapping up to `end`, in order, while other things are done."""
     if sys.platform != "win32":
-        mapping.madvise(mmap.MADV_WILLNEED, 0, end)
+        with suppress(OSError):  # it is advice
+            mapping.madvise(mmap.MADV_WILLNEED, 0, end)
 
 
 def _expect_few_reads(mapping: mmap.mmap, start: int, *, few: bool) -> None:
@@ -264,7 +264,8 @@ def _expect_few_reads(mapping: mmap.mmap, start: int, *, few: bool) -> None:
     if sys.platform != "win32":
         start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         if start < len(mapping):
-            mapping.madvise(mmap.MADV_RANDOM if few else mmap.MADV_NORMAL, start, len(mapping) - start)
+            with suppress(OSError):
+                mapping.madvise(mmap.MADV_RANDOM if few else mmap.MADV_NORMAL, start, len(mapping) - start)
 
 
 def _integrity_error(path: Path, text: str) -> IntegrityError:

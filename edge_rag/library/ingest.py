@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from edge_rag.documents import (
     CHUNKER_VERSION,
     READER_VERSION,
@@ -213,7 +211,7 @@ class Ingest:
             batch = waiting[start : start + BATCH_CHUNKS]
             self._progress("embed", start, len(waiting), "")
             vectors = embedder.embed([self._texts[key] for key in batch])
-            if vectors.shape != (len(batch), embedder.dim) or not np.isfinite(vectors).all():
+            if vectors.shape != (len(batch), embedder.dim) or not store.are_vectors(vectors):
                 raise ModelError(
                     f"the embedder {embedder.name} gave vectors that are no vectors", mend="use another embedder"
                 )

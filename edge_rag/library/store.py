@@ -60,6 +60,13 @@ def vector_blob(vector: npt.NDArray[np.float32]) -> bytes:
     return vector.astype(VECTOR_TYPE).tobytes()
 
 
+def are_vectors(vectors: npt.NDArray[np.float32]) -> bool:
+    """Tell whether each of these rows is still finite, and not zero, as it will be stored."""
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(VECTOR_TYPE)
+    return bool(np.isfinite(stored).all() and stored.any(axis=1).all())
+
+
 # --- sources ---
 
 

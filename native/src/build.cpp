@@ -292,7 +292,9 @@ void GraphMaker::find_neighbours(unsigned worker, const uint32_t *batch, size_t 
 {
     std::vector<std::unique_ptr<Lane>> &lanes = lanes_[worker];
     while (lanes.size() < std::min(n, kWalksAtOnce)) {
-        lanes.emplace_back(new Lane{0, std::vector<int8_t>(b_.dims()), Walk<BuildLinks>(rows_, {b_.links.data(), b_.degrees.data(), b_.stride})});
+        const BuildLinks links{b_.links.data(), b_.degrees.data(), b_.stride};
+        std::unique_ptr<Lane> lane(new Lane{0, std::vector<int8_t>(b_.dims()), Walk<BuildLinks>(rows_, links)});
+        lanes.push_back(std::move(lane));
     }
     size_t next = 0;
     const auto start = [&](Lane &lane) {

@@ -110,7 +110,8 @@ std::vector<size_t> follow_graph(const Request &request, size_t ef, size_t begin
     };
     const size_t n_lanes = std::min(kWalksAtOnce, end - begin);
     for (size_t i = 0; i < n_lanes; i++) {
-        lanes.emplace_back(new Lane{0, Query(index.frame.dims()), Walk<FileLinks>(rows_of(index), index.graph())});
+        std::unique_ptr<Lane> lane(new Lane{0, Query(index.frame.dims()), Walk<FileLinks>(rows_of(index), index.graph())});
+        lanes.push_back(std::move(lane));
         start(*lanes.back());
     }
     while (!lanes.empty()) {
