@@ -61,14 +61,6 @@ static int is_mask(const Py_buffer *buffer, uint64_t rows)
     return !buffer->buf || (uint64_t)buffer->len == (rows + 7) / 8;
 }
 
-/* Whether a number is a value of an enum; if not, an exception is set. To C++ no other may ever get. */
-static int is_choice(int value, int low, int high)
-{
-    if (value >= low && value <= high) return 1;
-    PyErr_SetString(PyExc_ValueError, ei_status_text(EI_ARGUMENT));
-    return 0;
-}
-
 static PyObject *wrong_size(void)
 {
     PyErr_SetString(PyExc_ValueError, "a buffer has the wrong size");
@@ -95,8 +87,8 @@ static PyObject *native_open(PyObject *self, PyObject *args)
 {
     (void)self;
     PyObject *file;
-    int check;
-    if (!PyArg_ParseTuple(args, "Oi", &file, &check) || !is_choice(check, EI_CHECK_HEADER, EI_CHECK_ALL)) return NULL;
+    unsigned int check;
+    if (!PyArg_ParseTuple(args, "OI", &file, &check)) return NULL;
     opened *o = PyMem_Calloc(1, sizeof *o);
     if (!o) return PyErr_NoMemory();
     if (PyObject_GetBuffer(file, &o->file, PyBUF_SIMPLE) < 0) {
@@ -151,13 +143,12 @@ static PyObject *native_search(PyObject *self, PyObject *args)
     PyObject *capsule, *result = NULL;
     Py_buffer queries, allow = {0}, ids, scores;
     Py_ssize_t n_queries;
-    unsigned int k, ef, threads;
-    int way;
-    if (!PyArg_ParseTuple(args, "Oy*nIIiIz*w*w*", &capsule, &queries, &n_queries, &k, &ef, &way, &threads, &allow, &ids,
+    unsigned int k, ef, way, threads;
+    if (!PyArg_ParseTuple(args, "Oy*nIIIIz*w*w*", &capsule, &queries, &n_queries, &k, &ef, &way, &threads, &allow, &ids,
                           &scores))
         return NULL;
     const ei_index *index = index_of(capsule);
-    if (!index || !is_choice(way, EI_AUTO, EI_GRAPH)) goto done;
+    if (!index) goto done;
     ei_info info;
     ei_get_info(index, &info);
     if (n_queries < 0 || !holds(&queries, (size_t)n_queries, info.dim, sizeof(float)) || !is_mask(&allow, info.count) ||
@@ -230,13 +221,10 @@ static PyObject *native_builder(PyObject *self, PyObject *args)
 {
     (void)self;
     ei_build_settings settings;
-    int metric;
     unsigned long long seed;
-    if (!PyArg_ParseTuple(args, "IiIIKII", &settings.dim, &metric, &settings.max_links, &settings.ef_build, &seed,
-                          &settings.graph_from, &settings.threads) ||
-        !is_choice(metric, EI_COSINE, EI_L2))
+    if (!PyArg_ParseTuple(args, "IIIIKII", &settings.dim, &settings.metric, &settings.max_links, &settings.ef_build, &seed,
+                          &settings.graph_from, &settings.threads))
         return NULL;
-    settings.metric = (uint32_t)metric;
     settings.seed = seed;
     building *b = PyMem_Calloc(1, sizeof *b);
     if (!b) return PyErr_NoMemory();

@@ -53,13 +53,15 @@ class AlignedArray {  // of a size that is known at once; not set to anything, s
     explicit AlignedArray(size_t n = 0)
     {
         constexpr size_t kHugePage = size_t{2} << 20;
-        const size_t size = n * sizeof(T), alignment = size >= kHugePage ? kHugePage : size_t{EI_ALIGNMENT};
+        const size_t size = n * sizeof(T);
+        const bool large = size >= 8 * kHugePage;
+        const size_t alignment = large ? kHugePage : size_t{EI_ALIGNMENT};
         memory_.reset(new uint8_t[size + alignment]);
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
 #if defined(__linux__)
         // Random reads of memory in small pages wait for the translation of addresses. Where this is refused nothing is lost.
-        if (size >= kHugePage) madvise(data_, size / kHugePage * kHugePage, MADV_HUGEPAGE);
+        if (large) madvise(data_, size / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     }
     T *data() const { return data_; }
