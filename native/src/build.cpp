@@ -15,8 +15,11 @@
 #include <numeric>
 #include <optional>
 
-#if defined(__linux__)
+#if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#if !defined(__SANITIZE_ADDRESS__)  // which sees what goes beyond an array in the heap only
+#define EI_FROM_SYSTEM
+#endif
 #endif
 
 namespace ei {
@@ -47,16 +50,19 @@ uint64_t mixed(uint64_t x)  // a bijection whose output looks random (splitmix64
     return x ^ x >> 31;
 }
 
+// An array of a size that is known at once, straight from the system: pages take no memory before they are used, and are given
+// back when the array goes. The heap would keep what join_codes() lets go, a quarter of a file's size.
 template <class T>
-class AlignedArray {  // of a size that is known at once; not set to anything, so its pages take no memory before they are used
+class AlignedArray {
   public:
-    explicit AlignedArray(size_t n = 0)
+    explicit AlignedArray(size_t n = 0) : memory_(nullptr, Release{0})
     {
+        if (n == 0) return;
         constexpr size_t kHugePage = size_t{2} << 20;
         const size_t size = n * sizeof(T);
         const bool large = size >= 8 * kHugePage;
         const size_t alignment = large ? kHugePage : size_t{EI_ALIGNMENT};
-        memory_.reset(new uint8_t[size + alignment]);
+        memory_ = {taken(size + alignment), Release{size + alignment}};
         const auto address = reinterpret_cast<uintptr_t>(memory_.get());
         data_ = reinterpret_cast<T *>((address + alignment - 1) / alignment * alignment);
 #if defined(__linux__)
@@ -67,8 +73,27 @@ class AlignedArray {  // of a size that is known at once; not set to anything, s
     T *data() const { return data_; }
 
   private:
-    std::unique_ptr<uint8_t[]> memory_;
-    T *data_;
+#if defined(EI_FROM_SYSTEM)
+    static uint8_t *taken(size_t size)
+    {
+        void *memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
+        return static_cast<uint8_t *>(memory);
+    }
+    struct Release {
+        size_t size;
+        void operator()(uint8_t *memory) const { munmap(memory, size); }
+    };
+#else
+    static uint8_t *taken(size_t size) { return new uint8_t[size]; }
+    struct Release {
+        size_t size;
+        void operator()(uint8_t *memory) const { delete[] memory; }
+    };
+#endif
+
+    std::unique_ptr<uint8_t[], Release> memory_;
+    T *data_ = nullptr;
 };
 
 // Rows as they came in. Chunks, so that growing never copies, and codes can be put together and let go chunk by chunk.
