@@ -404,3 +404,12 @@ except UsageError as error:
         "EDGE_RAG_SIMD=mmx: no such kernel on this processor; unset EDGE_RAG_SIMD"
         in run_python(code, EDGE_RAG_SIMD="mmx").stdout
     )
+
+
+def test_an_index_opened_without_reading_can_be_grown(tmp_path):
+    vectors = np.random.default_rng(5).standard_normal((300, 16)).astype(np.float32)
+    build_index(tmp_path / "a.idx", [(np.arange(200), vectors[:200])], 16)
+    with NativeIndex.open(tmp_path / "a.idx", preload=False) as base:
+        build_index(tmp_path / "b.idx", [(np.arange(200, 300), vectors[200:])], 16, base=base)
+    with NativeIndex.open(tmp_path / "b.idx") as grown:
+        assert (grown.search(vectors, 1)[0][:, 0] == np.arange(300)).all()

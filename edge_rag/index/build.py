@@ -78,12 +78,12 @@ def _take(
     """Take over the rows of an index; return the last id among them."""
     if (base.dim, base.metric) != (dim, metric):
         raise ValueError(f"base has {base.dim} dimensions and the metric {base.metric}, not {dim} and {metric}")
-    base.verify()  # damage must not move into a file that calls itself sound
+    index = base.verified()  # damage must not move into a file that calls itself sound
     kept = base.ids
     if keep is not None:
         keep = checked_allow(keep, len(base), "keep")
         kept = kept[keep]
-    native.builder_take(builder, base.handle(), None if keep is None else packed_mask(keep))
+    native.builder_take(builder, index, None if keep is None else packed_mask(keep))
     return int(kept[-1]) if len(kept) else None
 
 

@@ -198,11 +198,13 @@ class NativeIndex:
 
     def verify(self) -> None:
         """Read every byte; raise IntegrityError if one is not what was written."""
-        mapping, view = self._mapping, self._view
-        self._alive()  # and so was what was taken before
-        _expect_few_reads(mapping, self._cold, few=False)
+        self.verified()
+
+    def verified(self) -> "native.Index":
+        """Verify, and return what the binding knows this index by."""
+        self._alive()
         try:
-            native.open(view, _CHECKS["all"])
+            return native.open(self._view, _CHECKS["all"])
         except native.IndexFileError as error:
             raise _integrity_error(self.path, str(error)) from error
 
@@ -225,10 +227,6 @@ class NativeIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def handle(self) -> "native.Index":
-        """Return what the binding knows this index by."""
-        return self._alive()
 
     def _alive(self) -> "native.Index":
         index = self._index

@@ -36,8 +36,10 @@ constexpr size_t kLargestBatch = 4096;
 constexpr size_t kWalksAtOnce = 4;
 constexpr uint32_t kNone = UINT32_MAX;
 
-// A walk starts with a look at every entry row: a quarter as many as the square root of all rows.
+// A walk starts with a look at every entry row: a quarter as many as the square root of all rows, and enough of them to have one
+// in most clusters of a small file, between which there may be few links.
 constexpr double kEntriesFactor = 0.25;
+constexpr size_t kFewestEntries = 64;
 // A neighbour is left out if a chosen one is nearer to it than the row is, by this factor of the squared distance: a little
 // above 1 keeps a few more long links. Measured at 1.0, 1.05, 1.1 and 1.2: fewest rows met for a recall of .99 at 1.05.
 constexpr float kAlpha = 1.05f;
@@ -427,7 +429,8 @@ void GraphMaker::set_order()
         drawn.emplace_back(mixed(static_cast<uint64_t>(b_.ids[row]) ^ mixed(b_.settings.seed)), row);
     }
     std::sort(drawn.begin(), drawn.end());
-    const size_t n_entries = 1 + static_cast<size_t>(kEntriesFactor * std::sqrt(static_cast<double>(b_.count())));
+    const auto share = static_cast<size_t>(kEntriesFactor * std::sqrt(static_cast<double>(b_.count())));
+    const size_t n_entries = std::max(kFewestEntries, share);
     for (const auto &[number, row] : drawn) {
         b_.order.push_back(row);
         if (b_.entries.size() < n_entries) b_.entries.push_back(row);

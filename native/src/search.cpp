@@ -59,6 +59,7 @@ void answer(const Request &request, size_t q, const Query &query, std::vector<Ke
             score = -std::max(0.0, query.norm2 - 2 * score + double{index.norms[row]});
         } else {
             score += query.centre_product;
+            if (index.layout.metric == EI_COSINE) score = std::min(1.0, std::max(-1.0, score));  // rounding may lead beyond
         }
         candidate = key_of(static_cast<float>(score), row);
     }
