@@ -5,6 +5,7 @@ Results go to stdout, progress to stderr. Exit codes: 0 fine, 1 our error, 2 wro
 """
 
 import os
+import signal
 import sys
 from typing import TextIO
 
@@ -24,6 +25,7 @@ def main() -> None:
             raise
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done, while the interpreter takes a moment to end
     sys.exit(code)
 
 
