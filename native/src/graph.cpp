@@ -10,7 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <iterator>
 
 namespace ei {
 
@@ -79,7 +79,8 @@ class GraphMaker {
         std::vector<uint32_t> which;
         std::vector<int32_t> dots;
         std::vector<float> scores;
-        std::vector<BackLink> back_links;
+        std::vector<BackLink> back_links;  // that the thread's rows ask for
+        std::vector<BackLink> arrived;     // at the targets that it has in hand
     };
     struct Lane {
         uint32_t row;
@@ -111,7 +112,6 @@ class GraphMaker {
     size_t n_starts_ = 0; // a walk starts from the first so many of the order
     std::vector<Scratch> scratch_;
     std::vector<std::vector<std::unique_ptr<Lane>>> lanes_;
-    std::vector<BackLink> back_links_;
 };
 
 GraphMaker::GraphMaker(ei_builder &b, ei_progress progress, void *context)
@@ -235,20 +235,23 @@ void GraphMaker::add_batch(const uint32_t *batch, size_t n)
     b_.threads.each(n, std::max<size_t>(1, std::min<size_t>(64, n / b_.threads.count() / 4)), [&](unsigned worker, size_t begin, size_t end) {
         find_neighbours(worker, batch + begin, end - begin, scratch_[worker]);
     });
-    back_links_.clear();
-    for (Scratch &s : scratch_) {
-        back_links_.insert(back_links_.end(), s.back_links.begin(), s.back_links.end());
-        s.back_links.clear();
-    }
-    std::sort(back_links_.begin(), back_links_.end());
-    std::vector<size_t> groups;
-    for (size_t i = 0; i < back_links_.size(); i++) {
-        if (i == 0 || back_links_[i].to != back_links_[i - 1].to) groups.push_back(i);
-    }
-    groups.push_back(back_links_.size());
-    b_.threads.each(groups.size() - 1, 64, [&](unsigned worker, size_t begin, size_t end) {
-        for (size_t g = begin; g < end; g++) link_back(&back_links_[groups[g]], back_links_.data() + groups[g + 1], scratch_[worker]);
+    // Each piece has the targets with the same remainder, so no two threads meet at a row.
+    const size_t n_pieces = b_.threads.count() * 8;
+    b_.threads.each(n_pieces, 1, [&](unsigned worker, size_t piece, size_t) {
+        Scratch &s = scratch_[worker];
+        std::vector<BackLink> &links = s.arrived;
+        links.clear();
+        for (const Scratch &from : scratch_) {
+            std::copy_if(from.back_links.begin(), from.back_links.end(), std::back_inserter(links),
+                         [&](const BackLink &link) { return link.to % n_pieces == piece; });
+        }
+        std::sort(links.begin(), links.end());
+        for (size_t begin = 0, end; begin < links.size(); begin = end) {
+            for (end = begin + 1; end < links.size() && links[end].to == links[begin].to;) end++;
+            link_back(&links[begin], links.data() + end, s);
+        }
     });
+    for (Scratch &s : scratch_) s.back_links.clear();
 }
 
 // Distances are between the rows as stored, whatever a search will score. For EI_INNER_PRODUCT a further coordinate that makes
