@@ -23,6 +23,7 @@ typedef struct opened {
 
 typedef struct building {
     ei_builder *builder; /* NULL once it is finished */
+    PyObject *base;      /* the index that rows were taken from, which the builder goes on to use; or NULL */
     uint32_t dim;
     int busy; /* a call has dropped the GIL; read and written with the GIL only */
 } building;
@@ -203,6 +204,7 @@ static void free_builder(PyObject *capsule)
 {
     building *b = PyCapsule_GetPointer(capsule, BUILDER_CAPSULE);
     ei_builder_free(b->builder);
+    Py_XDECREF(b->base);
     PyMem_Free(b);
 }
 
@@ -255,6 +257,7 @@ static PyObject *native_builder_take(PyObject *self, PyObject *args)
     }
     ei_status status;
     b->busy = 1;
+    if (!b->base) b->base = Py_NewRef(from); /* a second one is refused, and so never used */
     Py_BEGIN_ALLOW_THREADS
     status = ei_builder_take(b->builder, index, keep.buf);
     Py_END_ALLOW_THREADS
@@ -361,6 +364,7 @@ static PyObject *native_builder_finish(PyObject *self, PyObject *args)
     PyEval_RestoreThread(c.thread);
     b->builder = NULL;
     b->busy = 0;
+    Py_CLEAR(b->base);
     return none_or_raise(status);
 }
 
