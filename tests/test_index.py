@@ -421,7 +421,7 @@ def test_a_wrong_option_of_a_build_is_named(tmp_path, options, said):
 def test_the_binding_refuses_buffers_of_the_wrong_size(tmp_path):
     make(tmp_path / "x.idx", 20, 70)
     index = NativeIndex.open(tmp_path / "x.idx")
-    handle = index.handle()
+    handle = index.verified()
     builder = _native.builder(3, 1, 0, 0, 0, 0, 1)
     query, ids, scores = bytes(4 * 70), bytearray(8), bytearray(4)
     for call in (

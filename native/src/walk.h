@@ -68,8 +68,6 @@ inline void prefetch_row(const Rows &rows, uint32_t row)
     EI_PREFETCH_NOW(rows.scales + row);
 }
 
-constexpr size_t kStarts = 8;  // entries that a walk goes on from
-
 // One walk. Memory waits cost more than arithmetic, so it goes in steps, each of which asks for the bytes that the next one
 // reads: several walks that take steps in turn wait together.
 //
@@ -90,7 +88,6 @@ class Walk {
         size_ = next_ = 0;
         scores_next_ = false;
 
-        // A few of the entries suffice; the others would only be sorted in and pushed out again.
         std::vector<Key> &best = starts_;
         best.clear();
         for (size_t i = 0; i < n_entries; i += EI_MAX_LINKS) {
@@ -99,7 +96,7 @@ class Walk {
             score_todo(scores);
             for (size_t j = 0; j < n_todo_; j++) best.push_back(key_of(scores[j], todo_[j]) | 1);
         }
-        const auto n = static_cast<ptrdiff_t>(std::min({best.size(), kStarts, ef}));
+        const auto n = static_cast<ptrdiff_t>(std::min(best.size(), ef));
         std::partial_sort(best.begin(), best.begin() + n, best.end(), std::greater<Key>());
         std::copy(best.begin(), best.begin() + n, pool_.begin());
         size_ = static_cast<size_t>(n);
