@@ -68,6 +68,8 @@ inline void prefetch_row(const Rows &rows, uint32_t row)
     EI_PREFETCH_NOW(rows.scales + row);
 }
 
+constexpr size_t kStarts = 8;  // entries that a walk begins with
+
 // One walk. Memory waits cost more than arithmetic, so it goes in steps, each of which asks for the bytes that the next one
 // reads: several walks that take steps in turn wait together.
 //
@@ -96,10 +98,11 @@ class Walk {
             score_todo(scores);
             for (size_t j = 0; j < n_todo_; j++) best.push_back(key_of(scores[j], todo_[j]) | 1);
         }
-        const auto n = static_cast<ptrdiff_t>(std::min(best.size(), ef));
+        // A few of the entries suffice to go on from; most of the others would only be sorted in and pushed out again.
+        const auto n = static_cast<ptrdiff_t>(std::min({best.size(), kStarts, ef}));
         std::partial_sort(best.begin(), best.begin() + n, best.end(), std::greater<Key>());
         std::copy(best.begin(), best.begin() + n, pool_.begin());
-        size_ = static_cast<size_t>(n);
+        size_ = n_joined_ = static_cast<size_t>(n);
     }
 
     // Take a step; false when there is nothing more to do.
@@ -109,7 +112,7 @@ class Walk {
             score();
             if (next_ < size_) links_.prefetch(row_of(pool_[next_]));
         } else {
-            if (next_ == size_) return false;
+            if (next_ == size_ && !other_entries_join()) return false;
             const uint32_t row = row_of(pool_[next_]);
             pool_[next_] &= ~Key{1};
             while (next_ < size_ && !(pool_[next_] & 1)) next_++;
@@ -127,6 +130,13 @@ class Walk {
     const Key *end() const { return pool_.data() + size_; }
 
   private:
+    // Let those of the entries in that the walk did not begin with, but that are as near as what it found. True if any was.
+    bool other_entries_join()
+    {
+        for (; n_joined_ < starts_.size(); n_joined_++) insert(starts_[n_joined_]);
+        return next_ < size_;
+    }
+
     void forget()
     {
         if (seen_.size() * 512 < rows_.count) {
@@ -206,7 +216,8 @@ class Walk {
     size_t n_todo_ = 0;
     std::vector<uint64_t> visited_;
     std::vector<uint32_t> seen_;
-    std::vector<Key> starts_;
+    std::vector<Key> starts_;  // the entries, those that the walk began with first
+    size_t n_joined_ = 0;      // of the entries: are in the pool, or were found too far
 };
 
 }  // namespace ei
