@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_rag.evaluation.speed_index_systems import Found, System
+from edge_rag.evaluation.bench.speed_index_systems import Found, System
 
 
 class Careless(System):

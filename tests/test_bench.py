@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from edge_rag.answering import evidence
 from edge_rag.cli.commands import app
 from edge_rag.errors import UsageError
-from edge_rag.evaluation import abstention, abstention_report, figures, speed_ask, speed_ingest, speed_search
+from edge_rag.evaluation import figures
+from edge_rag.evaluation.bench import abstention, abstention_report, speed_ask, speed_ingest, speed_search
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 from edge_rag.testing import HashEmbedder

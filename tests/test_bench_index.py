@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from edge_rag.cli.commands import app
 from edge_rag.errors import EdgeRagError, UsageError
-from edge_rag.evaluation import (
-    plot,
+from edge_rag.evaluation import plot
+from edge_rag.evaluation.bench import (
     speed_index,
     speed_index_damage,
     speed_index_data,
@@ -23,7 +23,7 @@ from edge_rag.evaluation import (
     speed_index_files,
     speed_index_search,
 )
-from edge_rag.evaluation.speed_index_systems import EdgeRag, Hnswlib
+from edge_rag.evaluation.bench.speed_index_systems import EdgeRag, Hnswlib
 from edge_rag.index import NativeIndex
 
 ROWS, DIM = 1200, 32

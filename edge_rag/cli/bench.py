@@ -43,7 +43,7 @@ def ingest(
 
     Example: edge-rag bench ingest --fp32 minilm.onnx --hf-folder all-MiniLM-L6-v2
     """
-    from edge_rag.evaluation import speed_ingest
+    from edge_rag.evaluation.bench import speed_ingest
 
     report = speed_ingest.measure(
         docs, chunks=chunks, rounds=rounds, fp32=fp32, hf_folder=hf_folder, threads=settings_of(context).threads,
@@ -68,7 +68,7 @@ def search(
 
     Example: edge-rag bench search --work /tmp/edge-rag-bench
     """
-    from edge_rag.evaluation import speed_search
+    from edge_rag.evaluation.bench import speed_search
 
     report = speed_search.measure(
         work,
@@ -98,7 +98,7 @@ def ask(
 
     Example: edge-rag -L ./lighthouse bench ask "How high is the tower?" "Who built it?" "When does the boat leave?"
     """
-    from edge_rag.evaluation import speed_ask
+    from edge_rag.evaluation.bench import speed_ask
 
     settings = settings_of(context)
     report = speed_ask.measure(
@@ -146,7 +146,7 @@ def index(
 
     Example: edge-rag bench index --part speed,build --out plots
     """
-    from edge_rag.evaluation import speed_index
+    from edge_rag.evaluation.bench import speed_index
     from edge_rag.evaluation.figures import markdown
 
     reports = speed_index.measure(
@@ -170,7 +170,7 @@ def abstain(
 
     Example: edge-rag bench abstain
     """
-    from edge_rag.evaluation import abstention_report
+    from edge_rag.evaluation.bench import abstention_report
     from edge_rag.models import open_embedder
 
     settings = settings_of(context)
@@ -191,7 +191,7 @@ def extract(
 
     Example: edge-rag bench extract
     """
-    from edge_rag.evaluation import extraction
+    from edge_rag.evaluation.bench import extraction
     from edge_rag.models import open_embedder
 
     settings = settings_of(context)

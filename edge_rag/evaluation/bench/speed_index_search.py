@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge_rag.evaluation.speed_index_data import Floats, Truth, VectorSet, exact
-from edge_rag.evaluation.speed_index_systems import EVERY, EdgeRag, FaissFlat, Found, Hnswlib, System
+from edge_rag.evaluation.bench.speed_index_data import Floats, Truth, VectorSet, exact
+from edge_rag.evaluation.bench.speed_index_systems import EVERY, EdgeRag, FaissFlat, Found, Hnswlib, System
 from edge_rag.interfaces import Progress
 
 K = 10

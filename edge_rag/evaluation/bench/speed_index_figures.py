@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_rag.evaluation.bench.speed_index_damage import OUTCOMES, Damaged, counts
+from edge_rag.evaluation.bench.speed_index_files import Built, Opened
+from edge_rag.evaluation.bench.speed_index_search import RECALLS, Filtered, Flat, Scaled, Speed
+from edge_rag.evaluation.bench.speed_index_systems import EdgeRag, FaissFlat, FaissSq8, Hnswlib, Svs
+from edge_rag.evaluation.bench.speed_index_updates import Updates
 from edge_rag.evaluation.figures import MB, Figure, figure, interval, ratios
 from edge_rag.evaluation.plot import Axis, Series
-from edge_rag.evaluation.speed_index_damage import OUTCOMES, Damaged, counts
-from edge_rag.evaluation.speed_index_files import Built, Opened
-from edge_rag.evaluation.speed_index_search import RECALLS, Filtered, Flat, Scaled, Speed
-from edge_rag.evaluation.speed_index_systems import EdgeRag, FaissFlat, FaissSq8, Hnswlib, Svs
-from edge_rag.evaluation.speed_index_updates import Updates
 
 US = 1e6  # microseconds in a second
 SPEED_TARGETS = {

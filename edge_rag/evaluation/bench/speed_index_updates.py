@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_rag.evaluation.speed_index_data import BLOCK, Floats, VectorSet, exact
-from edge_rag.evaluation.speed_index_search import K
-from edge_rag.evaluation.speed_index_systems import EF_BUILD, SEED, EdgeRag, Hnswlib, M, blocks_of
+from edge_rag.evaluation.bench.speed_index_data import BLOCK, Floats, VectorSet, exact
+from edge_rag.evaluation.bench.speed_index_search import K
+from edge_rag.evaluation.bench.speed_index_systems import EF_BUILD, SEED, EdgeRag, Hnswlib, M, blocks_of
 from edge_rag.index import LiveIndex, NativeIndex, build_index
 from edge_rag.interfaces import Progress
 

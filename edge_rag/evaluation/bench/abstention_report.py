@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 
 from edge_rag.answering import evidence
-from edge_rag.evaluation import abstention
+from edge_rag.evaluation.bench import abstention
 from edge_rag.evaluation.figures import Figure, Report, check_counts, load_average, surroundings
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.settings import Settings

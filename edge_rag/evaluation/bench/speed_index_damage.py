@@ -21,9 +21,9 @@ from typing import Literal
 import numpy as np
 
 from edge_rag.errors import EdgeRagError
-from edge_rag.evaluation.speed_index_data import Floats, VectorSet
-from edge_rag.evaluation.speed_index_search import K
-from edge_rag.evaluation.speed_index_systems import EdgeRag, Found, System
+from edge_rag.evaluation.bench.speed_index_data import Floats, VectorSet
+from edge_rag.evaluation.bench.speed_index_search import K
+from edge_rag.evaluation.bench.speed_index_systems import EdgeRag, Found, System
 from edge_rag.interfaces import Progress
 
 Outcome = Literal["right answer", "error", "wrong answer", "crash", "hang"]

@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from edge_rag.errors import UsageError
-from edge_rag.evaluation import speed_index_damage, speed_index_figures, speed_index_search, speed_index_updates
-from edge_rag.evaluation.figures import Figure, Report, check_counts, load_average, surroundings
-from edge_rag.evaluation.plot import write_plot
-from edge_rag.evaluation.speed_index_data import VectorSet, prepare
-from edge_rag.evaluation.speed_index_files import Built, Opened, build, folder_of, open_cold, process_of
-from edge_rag.evaluation.speed_index_systems import (
+from edge_rag.evaluation.bench import speed_index_damage, speed_index_figures, speed_index_search, speed_index_updates
+from edge_rag.evaluation.bench.speed_index_data import VectorSet, prepare
+from edge_rag.evaluation.bench.speed_index_files import Built, Opened, build, folder_of, open_cold, process_of
+from edge_rag.evaluation.bench.speed_index_systems import (
     EVERY,
     GRAPHS,
     EdgeRag,
@@ -32,6 +30,8 @@ from edge_rag.evaluation.speed_index_systems import (
     Usearch,
     is_installed,
 )
+from edge_rag.evaluation.figures import Figure, Report, check_counts, load_average, surroundings
+from edge_rag.evaluation.plot import write_plot
 from edge_rag.interfaces import Progress
 from edge_rag.models.cores import usable_cores
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edge_rag.evaluation.speed_index_data import BLOCK, Floats, Rows
+from edge_rag.evaluation.bench.speed_index_data import BLOCK, Floats, Rows
 from edge_rag.index import NativeIndex, build_index
 
 M, EF_BUILD = 16, 200

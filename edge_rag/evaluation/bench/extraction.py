@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.answering import nearest, retrieve
-from edge_rag.evaluation.abstention import library_of, train_and_dev
+from edge_rag.evaluation.bench.abstention import library_of, train_and_dev
 from edge_rag.evaluation.figures import Figure, Report, check_counts, interval, load_average, surroundings
 from edge_rag.evaluation.question_sets import is_dev
 from edge_rag.interfaces import Embedder, Progress
