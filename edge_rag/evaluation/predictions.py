@@ -109,7 +109,8 @@ def to_json(value: Prediction | Summary) -> dict[str, Any]:
 
 def _prediction(row: dict[str, Any]) -> Prediction:
     texts = ("answers", "gold_ids", "shown", "found", "cited")
-    return Prediction(**{key: tuple(value) if key in texts else value for key, value in row.items()})
+    values: dict[str, Any] = {key: tuple(value) if key in texts else value for key, value in row.items()}
+    return Prediction(**values)
 
 
 def _summary(row: dict[str, Any]) -> Summary:
