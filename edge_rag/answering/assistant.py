@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from edge_rag.answering import evidence
 from edge_rag.answering.cite import locate, quote
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_history
 from edge_rag.answering.nearest import Sentence, rank_sentences
-from edge_rag.answering.prompt import answer_messages
+from edge_rag.answering.prompt import Style, answer_messages
 from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
 from edge_rag.documents import sentence_spans
@@ -208,13 +208,27 @@ def in_places_of(earlier: Sequence[Passage], passages: Sequence[Passage]) -> lis
     return [*head, *(p for p in passages if p.chunk_id not in taken)]
 
 
+class TokenCounter(Protocol):
+    """What of a generator decides how much fits into its prompt."""
+
+    @property
+    def context_tokens(self) -> int: ...
+    def count_tokens(self, messages: Sequence[Message]) -> int: ...
+
+
 def fit(
-    question: str, passages: Sequence[Passage], generator: Generator, answer_tokens: int, earlier: Sequence[str] = ()
+    question: str,
+    passages: Sequence[Passage],
+    generator: TokenCounter,
+    answer_tokens: int,
+    earlier: Sequence[str] = (),
+    *,
+    style: Style = "sentence",
 ) -> Prompt:
     """Build the prompt from as many of the passages, best first, as leave room for the answer."""
     budget = generator.context_tokens - answer_tokens
     for n in range(len(passages), 0, -1):
-        messages = answer_messages(question, passages[:n], earlier)
+        messages = answer_messages(question, passages[:n], earlier, style=style)
         tokens = generator.count_tokens(messages)
         if tokens <= budget:
             return Prompt(messages, tokens, tuple(passages[:n]), tuple(passages[n:]))

@@ -1,31 +1,64 @@
-"""The words that a generator is shown. Pure functions: training uses the same ones, so a model serves what it was trained on.
+"""The words that a generator is shown, and what of its reply is the answer. Pure functions: training uses the same ones, so a
+model serves what it was trained on.
 
 The stable part comes first (the system turn, then the passages, then the question), so that a second question over the same
 passages finds their keys and values already computed. Change a text here, and raise PROMPT_VERSION: trained adapters name it.
 """
 
+import re
 from collections.abc import Sequence
+from typing import Literal
 
 from edge_rag.interfaces import Message, Passage
 
 PROMPT_VERSION = 1
 
+# sentence: what people read. words: what scores and small devices want. rationale: reasons first, then the answer after a mark.
+Style = Literal["sentence", "words", "rationale"]
+
 SYSTEM = "You answer questions from the passages that you are given, and from nothing else."
+CLOSED_BOOK_SYSTEM = "You answer questions from what you know."
 # The instruction stands beside the question: far above it, a small model has forgotten it after four passages.
-INSTRUCTION = "Using only the passages, answer in one short sentence: "
+INSTRUCTIONS: dict[Style, str] = {
+    "sentence": "answer in one short sentence: ",
+    "words": "answer with a few words and nothing else: ",
+    "rationale": "say in one or two sentences what matters here, then write 'Answer:' and a few words: ",
+}
+ANSWER_MARK = "Answer:"
 
 
-def answer_messages(question: str, passages: Sequence[Passage], earlier: Sequence[str] = ()) -> list[Message]:
+def answer_messages(
+    question: str, passages: Sequence[Passage], earlier: Sequence[str] = (), *, style: Style = "sentence"
+) -> list[Message]:
     """Build the prompt for one question; `earlier` are the questions that it follows up, oldest first.
 
     Texts of passages are data: white space in them is folded, so they cannot end the passage block or begin a new turn.
     """
     blocks = [f"Passage {n}{_where(p)}:\n{_flat(p.text)}" for n, p in enumerate(passages, start=1)]
     talk = [f"Earlier question: {_flat(q)}" for q in earlier]
+    task = f"Using only the passages, {INSTRUCTIONS[style]}{_flat(question)}"
+    return [Message("system", SYSTEM), Message("user", "\n\n".join([*blocks, *talk, task]))]
+
+
+def closed_book_messages(question: str, *, style: Style = "sentence") -> list[Message]:
+    """Build the prompt that shows what the generator knows by itself: no passages, and none spoken of."""
+    task = INSTRUCTIONS[style]
     return [
-        Message("system", SYSTEM),
-        Message("user", "\n\n".join([*blocks, *talk, f"{INSTRUCTION}{_flat(question)}"])),
+        Message("system", CLOSED_BOOK_SYSTEM),
+        Message("user", f"{task[0].upper()}{task[1:]}{_flat(question)}"),
     ]
+
+
+def final_answer(output: str, style: Style = "sentence") -> str:
+    """Return what of a generator's output answers the question: without the mark, and what stands before it or after its line."""
+    if style == "sentence":
+        return output.strip()
+    marked = _MARK.split(output)
+    lines = marked[-1].strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+_MARK = re.compile(r"\banswer\s*:", re.IGNORECASE)
 
 
 def _where(passage: Passage) -> str:

@@ -94,6 +94,17 @@ def read_run(folder: Path) -> Run:
         raise EdgeRagError(f"{folder} is damaged: {error}", mend=_MEND) from error
 
 
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the finished runs that these folders are, or hold at any depth."""
+    runs = []
+    for folder in folders:
+        inside = [folder] if (folder / CONFIG).is_file() else sorted(p.parent for p in folder.rglob(CONFIG))
+        if not inside:
+            raise EdgeRagError(f"{folder} holds no run", mend=_MEND)
+        runs += [read_run(path) for path in inside]
+    return runs
+
+
 def read_predictions(folder: Path) -> list[Prediction]:
     """Read the predictions of a run, finished or not. A last line that was cut off by a kill is left out."""
     path = folder / PREDICTIONS

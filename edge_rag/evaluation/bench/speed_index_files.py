@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_rag.evaluation.bench.processes import fresh_process, memory_of
+from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.evaluation.bench.speed_index_data import VectorSet
 from edge_rag.evaluation.bench.speed_index_search import K
 from edge_rag.evaluation.bench.speed_index_systems import System

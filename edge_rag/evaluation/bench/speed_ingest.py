@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edge_rag import models
 from edge_rag.errors import DocumentError, UsageError
-from edge_rag.evaluation.bench.processes import fresh_process
+from edge_rag.evaluation.processes import fresh_process
 from edge_rag.evaluation.bench.real_texts import chunk_texts, documents_in
 from edge_rag.evaluation.figures import Figure, Report, check_counts, figure, load_average, ratios, surroundings
 from edge_rag.interfaces import Progress

@@ -1,0 +1,178 @@
+"""edge-rag eval: run, compare, report."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
+from edge_rag.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_rag.evaluation.arms import Arm
+
+
+class RunByDefault(TyperGroup):
+    """`edge-rag eval SET ...` is `edge-rag eval run SET ...`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunByDefault,
+    help="Measure answers: the same questions under arms that differ in one thing. eval SET is eval run SET.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+SHOWN = ("em", "contains", "f1", "accuracy", "citation_precision", "k_precision", "prompt_tokens")
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    set: Annotated[
+        str,
+        typer.Argument(help="A question file, a BEIR folder, or a name under EDGE_RAG_DATA: squad2.", metavar="SET"),
+    ],
+    arm: Annotated[
+        list[str],
+        typer.Option(
+            help="closed, given, gold, gold+N, none+N or retrieved:K, each but closed with +Npoisoned. Repeatable.",
+            metavar="ARM",
+        ),
+    ],
+    part: Annotated[str, typer.Option(help="all, or the dev or train questions.", metavar="PART")] = "all",
+    limit: Annotated[int | None, typer.Option(help="At most so many questions, drawn by the seed.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Draws questions, others and orders.", min=0)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run, or of a run for each arm. [default: runs/SET/ARM]", metavar="DIR"),
+    ] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(help="Model name, GGUF file, 'extractive', or http(s)://host/v1#model.", metavar="MODEL"),
+    ] = None,
+    lora: Annotated[str, typer.Option(help="GGUF file of an adapter for the generator.", metavar="FILE")] = "",
+    quantised: Annotated[str, typer.Option(help="Convert the generator first: Q8_0, Q4_0 ...", metavar="TYPE")] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What is asked for: sentence, words, or rationale.", metavar="STYLE")
+    ] = "sentence",
+    search: Annotated[str, typer.Option(help="fused, dense or lexical.", metavar="HOW")] = "fused",
+    selector: Annotated[
+        str, typer.Option(help="keep-top, or oracle, which knows the gold.", metavar="NAME")
+    ] = "keep-top",
+    keep: Annotated[int, typer.Option(help="Passages that the selector keeps; 0: all.", min=0)] = 0,
+    answer_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1, max=4096)] = 64,
+    context_tokens: Annotated[int, typer.Option(help="Prompt and answer together.", min=256)] = 4096,
+    timed: Annotated[int, typer.Option(help="Questions asked again one at a time, for their time.", min=0)] = 5,
+    json: JsonFlag = False,
+) -> None:
+    """Answer a question set under one or more arms; an interrupted run goes on where it stopped.
+
+    Example: edge-rag eval run hotpotqa/distractor --part dev --arm gold --arm gold+8
+    """
+    from edge_rag.evaluation.answerers import Who
+    from edge_rag.evaluation.arms import parse_arm
+    from edge_rag.evaluation.cases import Choice
+    from edge_rag.evaluation.question_sets import load_set
+    from edge_rag.evaluation.report import markdown_table
+    from edge_rag.evaluation.run import Plan, evaluate
+    from edge_rag.models import open_embedder
+
+    settings = settings_of(context)
+    who = Who(generator or settings.generator, lora, quantised, settings.threads, context_tokens)
+    choice = Choice(
+        _one_of("--search", search, ("fused", "dense", "lexical")),
+        _one_of("--selector", selector, ("keep-top", "oracle")),
+        keep,
+        _one_of("--prompt", prompt, ("sentence", "words", "rationale")),
+        answer_tokens,
+        seed,
+    )
+    arms = [parse_arm(text) for text in dict.fromkeys(arm)]
+    questions = load_set(set, part=_one_of("--part", part, ("all", "dev", "train")), limit=limit, seed=seed)
+    runs = evaluate(
+        questions,
+        _folders(out, questions.name, arms),
+        Plan(who, choice, timed),
+        open_embedder(settings.embedder, threads=settings.threads),
+        settings,
+        part=part,
+        limit=limit,
+        command=_command(),
+        progress=progress_of(context),
+    )
+    if json:
+        print_json([{"folder": r.folder, "config": r.config, "summary": r.summary} for r in runs])
+    else:
+        print(markdown_table(runs, metrics=SHOWN))
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    a: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN_A")],
+    b: Annotated[Path, typer.Argument(help="Folder of another run over the same questions.", metavar="RUN_B")],
+    limit: Annotated[int, typer.Option(help="Changed questions that are listed.", min=0)] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """Compare two runs question by question: differences with intervals, and what changed.
+
+    Example: edge-rag eval compare runs/squad2/gold runs/squad2/gold+8
+    """
+    from edge_rag.evaluation.compare import compare as compare_runs
+    from edge_rag.evaluation.compare import markdown
+    from edge_rag.evaluation.predictions import read_run
+
+    comparison = compare_runs(read_run(a), read_run(b))
+    if json:
+        print_json(comparison)
+    else:
+        print(markdown(comparison, limit=limit))
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders of such.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="The page to write.", metavar="FILE")] = Path("report.html"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead.")] = False,
+) -> None:
+    """Write one HTML page about runs: tables, plots, and the questions behind them.
+
+    Example: edge-rag eval report runs --out report.html
+    """
+    from edge_rag.evaluation.predictions import find_runs
+    from edge_rag.evaluation.report import markdown_table, write_report
+
+    found = find_runs(runs)
+    if markdown:
+        print(markdown_table(found))
+    else:
+        write_report(found, out)
+        print(out)
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise UsageError(f"{flag} is {value!r}", mend=f"use one of: {', '.join(known)}")
+    return value
+
+
+def _folders(out: Path | None, set_name: str, arms: "list[Arm]") -> "dict[Arm, Path]":
+    names = {arm: str(arm).replace(":", "-") for arm in arms}  # NTFS has no colons
+    if out is not None and len(arms) == 1:
+        return {arms[0]: out}
+    parent = out or Path("runs", set_name.replace("/", "-"))
+    return {arm: parent / name for arm, name in names.items()}
+
+
+def _command() -> str:
+    return shlex.join(["edge-rag", *sys.argv[1:]])

@@ -1,0 +1,286 @@
+"""Answer a question set under several arms, and store each as a run: `edge-rag eval run`.
+
+load the set -> prepare the cases -> answer them -> score each answer as it comes -> sum up.
+A run that was interrupted goes on where it stopped, and ends as the same predictions: no answer depends on another.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from edge_rag.answering import NOT_FOUND, evidence
+from edge_rag.answering.cite import locate
+from edge_rag.answering.prompt import PROMPT_VERSION, final_answer
+from edge_rag.errors import EdgeRagError, UsageError
+from edge_rag.evaluation.answerers import Answerer, Reply, Who, open_answerer, time_singly
+from edge_rag.evaluation.arms import Arm
+from edge_rag.evaluation.cases import Case, Choice, cases_of
+from edge_rag.evaluation.intervals import mean_interval, summarise
+from edge_rag.evaluation.predictions import (
+    CONFIG,
+    PREDICTIONS,
+    SUMMARY,
+    Interval,
+    Prediction,
+    Run,
+    Summary,
+    read_predictions,
+    read_run,
+    to_json,
+)
+from edge_rag.evaluation.processes import memory_of
+from edge_rag.evaluation.question_sets import QuestionSet
+from edge_rag.evaluation.scoring import score_answer
+from edge_rag.interfaces import Embedder, Progress
+from edge_rag.library.lock import LOCK_NAME, writer_lock
+from edge_rag.models.cores import usable_cores
+from edge_rag.models.store import sha256_file
+from edge_rag.settings import Settings
+
+# What a run may have been begun with and be gone on without: none of it changes an answer.
+INCIDENTAL = {"started", "command", "machine", "cores", "timed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run's answers depend on, but its questions and its arm."""
+
+    who: Who
+    choice: Choice
+    timed: int = 5  # questions that are asked once more, one at a time, for their time
+
+
+def evaluate(
+    question_set: QuestionSet,
+    arms: Mapping[Arm, Path],
+    plan: Plan,
+    embedder: Embedder,
+    settings: Settings,
+    *,
+    part: str,
+    limit: int | None,
+    command: str,
+    progress: Progress | None = None,
+) -> list[Run]:
+    """Run every arm, each into its folder. Finished ones are read, begun ones are gone on with."""
+    with ExitStack() as locks:
+        for arm, folder in arms.items():
+            _make(folder)
+            locks.enter_context(writer_lock(folder, "eval run"))
+            _begin(folder, _config(question_set, arm, plan, part, limit, command))
+        open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
+        if open_arms:
+            with closing(open_answerer(plan.who)) as answerer:
+                cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress)
+                threshold = evidence.threshold(embedder)
+                spent = [_answer(arms[arm], arm, cases[arm], answerer, plan, threshold, progress) for arm in open_arms]
+            for arm, spent_on_arm in zip(open_arms, spent, strict=True):
+                _finish(arms[arm], arm, cases[arm], plan, spent_on_arm, progress)
+    return [read_run(folder) for folder in arms.values()]
+
+
+def _config(
+    question_set: QuestionSet, arm: Arm, plan: Plan, part: str, limit: int | None, command: str
+) -> dict[str, Any]:
+    who, choice = plan.who, plan.choice
+    return {
+        "set": question_set.name,
+        "set_sha256": question_set.sha256,
+        "part": part,
+        "limit": limit,
+        "arm": str(arm),
+        "generator": who.generator,
+        "generator_sha256": sha256_file(who.file) if who.file else "",
+        "lora": who.lora,
+        "lora_sha256": sha256_file(who.lora_file) if who.lora_file else "",
+        "quantised": who.quantised,
+        "context_tokens": who.context_tokens,
+        **asdict(choice),
+        "prompt_version": PROMPT_VERSION,
+        "edge_rag": version("edge-rag"),
+        "timed": plan.timed,
+        "machine": platform.platform(),
+        "cores": usable_cores(who.threads),
+        "started": time.strftime("%Y-%m-%d %H:%M"),
+        "command": command,
+    }
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of a run; one that is there must hold a run, or nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not {CONFIG, LOCK_NAME} & {path.name for path in folder.iterdir()} and any(folder.iterdir()):
+            raise UsageError(f"{folder} holds something else than a run", mend="give another folder with --out")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _begin(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the folder's config, or check that it is the one that was begun there."""
+    path = folder / CONFIG
+    if not path.is_file():
+        _write(path, config)
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgeRagError(f"{path} cannot be read: {error}", mend=f"remove {folder}, and run again") from error
+    for key in config.keys() - INCIDENTAL:
+        if begun.get(key) != config[key]:
+            raise UsageError(
+                f"{folder} holds another run: {key} is {begun.get(key)!r} there and {config[key]!r} now",
+                mend="give another folder with --out, or remove that one",
+            )
+
+
+def _answer(
+    folder: Path,
+    arm: Arm,
+    cases: Sequence[Case],
+    answerer: Answerer,
+    plan: Plan,
+    threshold: float,
+    progress: Progress | None,
+) -> "Spent":
+    """Answer what has no prediction yet, and store each answer as it comes."""
+    if not cases:
+        raise UsageError(f"no question of the set has what the arm {arm} needs", mend="choose another arm or set")
+    known = {p.id for p in _whole_predictions(folder)}
+    todo = [case for case in cases if case.question.id not in known]
+    done, n_tokens, start = len(known), 0, time.perf_counter()
+    with (folder / PREDICTIONS).open("a", encoding="utf-8", newline="\n") as file:
+
+        def store(number: int, reply: Reply) -> None:
+            nonlocal done, n_tokens
+            prediction = predict(todo[number], reply, plan.choice, threshold)
+            _append(file, prediction, folder)
+            done, n_tokens = done + 1, n_tokens + reply.prompt_tokens + reply.answer_tokens
+            if progress:
+                progress(f"answers, {arm}", done, len(cases), " ".join(prediction.answer.split())[:60])
+
+        answerer.answer(todo, plan.choice.answer_tokens, store)
+    return Spent(time.perf_counter() - start, n_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    seconds: float
+    n_tokens: int
+
+
+def predict(case: Case, reply: Reply, choice: Choice, threshold: float) -> Prediction:
+    """Turn a reply into what is stored of it, scores included."""
+    question = case.question
+    answer = final_answer(reply.text, choice.prompt)
+    unsure = case.confidence is not None and case.confidence < threshold
+    _, citations = locate(question.question, answer, case.passages)
+    cited = tuple(dict.fromkeys(c.document for c in citations))
+    return Prediction(
+        id=question.id,
+        question=question.question,
+        answers=question.answers,
+        answerable=case.answerable,
+        gold_ids=question.gold_ids,
+        shown=tuple(p.id for p in case.shown),
+        found=tuple(p.id for p in case.found),
+        output=reply.text,
+        answer=answer,
+        refused=unsure or NOT_FOUND in reply.text or not answer,
+        confidence=case.confidence,
+        logprob=reply.logprob,
+        cited=cited,
+        prompt_tokens=reply.prompt_tokens,
+        answer_tokens=reply.answer_tokens,
+        scores=score_answer(
+            replace(question, answerable=case.answerable),
+            answer=answer,
+            shown=case.shown,
+            found=case.found,
+            cited=cited,
+        ),
+    )
+
+
+def _finish(folder: Path, arm: Arm, cases: Sequence[Case], plan: Plan, spent: Spent, progress: Progress | None) -> None:
+    """Put the predictions into the set's order, time some questions, and write the summary."""
+    place = {case.question.id: n for n, case in enumerate(cases)}
+    predictions = sorted(_whole_predictions(folder), key=lambda p: place[p.id])
+    timed = [cases[n] for n in range(0, len(cases), max(1, len(cases) // max(1, plan.timed)))][: plan.timed]
+    if progress and timed:
+        progress(f"timing, {arm}", 0, len(timed), "one question at a time")
+    times = time_singly(plan.who, timed, plan.choice.answer_tokens)
+    metrics, curve = summarise(predictions)
+    timings: dict[str, Interval] = {}
+    if times:
+        timings["first_token_ms"] = mean_interval([t.first_token_ms for t in times])
+        timings["total_ms"] = mean_interval([t.total_ms for t in times])
+    summary = Summary(
+        n=len(predictions),
+        metrics=metrics,
+        risk_coverage=curve,
+        timings=timings,
+        seconds=spent.seconds,
+        tokens_per_second=spent.n_tokens / spent.seconds if spent.n_tokens else 0.0,
+        peak_memory_mb=memory_of().get("peak", 0) / 1e6,
+    )
+    _write_lines(folder / PREDICTIONS, predictions)
+    _write(folder / SUMMARY, to_json(summary))
+
+
+def _whole_predictions(folder: Path) -> list[Prediction]:
+    """Read what is stored, and take a last line that a kill has cut off out of the file."""
+    try:
+        predictions = read_predictions(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        raise EdgeRagError(
+            f"{folder / PREDICTIONS} is damaged: {error}", mend=f"remove {folder}, and run again"
+        ) from error
+    path = folder / PREDICTIONS
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        _write_lines(path, predictions)
+    return predictions
+
+
+def _append(file: IO[str], prediction: Prediction, folder: Path) -> None:
+    try:
+        file.write(_line(prediction))
+        file.flush()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _write_lines(path: Path, predictions: Sequence[Prediction]) -> None:
+    _replace(path, "".join(map(_line, predictions)))
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    _replace(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _line(prediction: Prediction) -> str:
+    return json.dumps(to_json(prediction), ensure_ascii=False) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> EdgeRagError:
+    return EdgeRagError(
+        f"{folder} cannot be written: {error.strerror}; what is there is whole",
+        mend="free space or mend permissions, and run the same command again: it goes on where it stopped",
+    )
