@@ -1,6 +1,6 @@
 """From a question and an arm to a prompt: search, choose what is shown, cut it to the token budget, judge the evidence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +85,7 @@ def _search(
     settings: Settings,
     progress: Progress | None,
 ) -> Mapping[str, tuple[SetPassage, ...]]:
-    """Search the corpus for every question, if an arm shows search results or needs them as passages that do not hold the answer."""
+    """Search the corpus for every question, if an arm shows what is found, or if it needs more others than the set has."""
     fewest_own = min((sum(not p.gold for p in q.passages) for q in question_set.questions), default=0)
     if not any(arm.searches or arm.others > fewest_own for arm in arms):
         return {}

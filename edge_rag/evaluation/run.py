@@ -5,7 +5,6 @@ A run that was interrupted goes on where it stopped, and ends as the same predic
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -273,7 +272,7 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _unwritable(path.parent, error) from error

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edge_rag.answering import Assistant, KeepTop
 from edge_rag.errors import UsageError
-from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, ratios, surroundings
+from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.interfaces import Generator, Message, Passage, Progress
 from edge_rag.library import Library
 from edge_rag.settings import Settings

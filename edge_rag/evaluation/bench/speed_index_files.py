@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.evaluation.bench.speed_index_data import VectorSet
 from edge_rag.evaluation.bench.speed_index_search import K
 from edge_rag.evaluation.bench.speed_index_systems import System
+from edge_rag.evaluation.processes import fresh_process, memory_of
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 WATCH_S = 0.005  # between two looks at a building process's memory

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from edge_rag import models
 from edge_rag.errors import DocumentError, UsageError
-from edge_rag.evaluation.processes import fresh_process
 from edge_rag.evaluation.bench.real_texts import chunk_texts, documents_in
 from edge_rag.evaluation.figures import Figure, Report, check_counts, figure, load_average, ratios, surroundings
+from edge_rag.evaluation.processes import fresh_process
 from edge_rag.interfaces import Progress
 from edge_rag.library import Library
 from edge_rag.models import open_embedder

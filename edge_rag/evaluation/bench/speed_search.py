@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.errors import DocumentError, EdgeRagError
-from edge_rag.evaluation.processes import Run, fresh_process, run_cold
 from edge_rag.evaluation.bench.real_texts import chunk_texts, documents_in
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, surroundings
+from edge_rag.evaluation.processes import Run, fresh_process, run_cold
 from edge_rag.evaluation.question_sets import read_rows
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.settings import Settings
