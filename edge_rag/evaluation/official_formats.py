@@ -34,7 +34,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def open_questions(path: Path) -> QuestionFile:
             f"{path} is of no known format: its rows have {_keys(row)}",
             mend=f"known are: {', '.join([*_PARSERS, 'beir'])}",
         )
-    return QuestionFile(name, _unique(path, _read(path, name)), None, (path,))
+    return QuestionFile(name, _unique(path, _read(path, name, chain([first], entries))), None, (path,))
 
 
 def passage_id(title: str, text: str) -> str:
@@ -133,9 +133,9 @@ def _is_plain_text(context: object) -> bool:
     return isinstance(context, str) and not context.lstrip().startswith(("[[", '{"title"'))
 
 
-def _read(path: Path, name: str) -> Iterator[tuple[str, Question]]:
+def _read(path: Path, name: str, entries: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Question]]:
     parse = _PARSERS[name]
-    for place, row in read_entries(path):
+    for place, row in entries:
         try:
             for question in parse(row):
                 yield place, question
@@ -309,9 +309,9 @@ def _edge_rag(row: Row) -> Iterator[Question]:
         else:
             passages.append(SetPassage(key, title, text, _flag(part, "gold", False) or key in gold))
     titles = () if gold else tuple(_title(title) for title in _list(row, "gold_titles", missing=True))
-    relevance = row.get("qrels") or {}
-    if not isinstance(relevance, dict) or not all(type(grade) is int for grade in relevance.values()):
-        raise _Wrong(f'"qrels" are no grades: {shorten(relevance)}')
+    grades = row.get("qrels") or {}
+    if not isinstance(grades, dict) or not all(type(grade) is int for grade in grades.values()):
+        raise _Wrong(f'"qrels" are no grades: {shorten(grades)}')
     yield _question(
         row,
         "id",
@@ -320,7 +320,7 @@ def _edge_rag(row: Row) -> Iterator[Question]:
         gold_ids=gold,
         gold_titles=titles,
         answerable=_flag(row, "answerable", True),
-        relevance=relevance,
+        relevance={_as_id(key): grade for key, grade in grades.items()},
     )
 
 

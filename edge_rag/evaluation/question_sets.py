@@ -106,31 +106,37 @@ def is_dev(question: str) -> bool:
 
 
 def _find(spec: str) -> tuple[Path, str]:
-    """Return the file or folder of a set, and its name. A path that exists goes before a name."""
+    """Return the file or folder of a set, and its name. A path that holds a set goes before a name."""
     path = Path(spec)
     try:
         if path.is_file():
-            return path, _plain(path.name) or path.name
+            return path, _name_of(path.resolve())
         if path.is_dir() and (inside := _questions_in(path)) is not None:
             return inside, path.resolve().name
     except OSError as error:
         raise EdgeRagError(f"{spec!r} cannot be read: {error}", mend="give a file that you may read") from error
-    if path.is_dir() and (path.is_absolute() or not _data_is_there()):
-        return path, path.resolve().name  # that it is no BEIR folder is for the reader to say
-    named = _named(data_dir()) if _data_is_there() else {}
+    try:
+        named = _named(data_dir())
+    except EdgeRagError:
+        named = {}
     name = spec.removesuffix("/questions")
     if name in named:
         return named[name], name
     if path.is_dir():
-        return path, path.resolve().name
+        return path, path.resolve().name  # what it lacks is for the reader of BEIR folders to say
     raise EdgeRagError(f"there is no set {spec!r}", mend=_nearest(name, named))
 
 
-def _data_is_there() -> bool:
-    try:
-        return data_dir().is_dir()
-    except EdgeRagError:
-        return False
+def _name_of(path: Path) -> str:
+    """Return squad2 for squad2/questions.jsonl.gz, squad/dev for squad/dev_questions.jsonl.gz, nq_dev for nq_dev.json."""
+    stem = path.name.removesuffix(".gz")
+    stem = stem.rpartition(".")[0] or stem
+    folder = path.parent.parent if path.parent.name == "qrels" else path.parent
+    if stem == "questions":
+        return folder.name
+    if stem.endswith("_questions") or folder != path.parent:
+        return f"{folder.name}/{stem.removesuffix('_questions')}"
+    return stem
 
 
 def _questions_in(folder: Path) -> Path | None:
@@ -145,13 +151,11 @@ def _named(folder: Path) -> dict[str, Path]:
     named = {}
     for path in sorted(folder.glob("*/*.jsonl*")):
         stem = _plain(path.name)
-        if stem is None or "corpus" in stem:
-            continue
         if stem == "queries":
             named[path.parent.name] = path.parent
         elif stem == "questions":
             named[path.parent.name] = path
-        else:
+        elif stem is not None and not stem.endswith("corpus"):
             named[f"{path.parent.name}/{stem.removesuffix('_questions')}"] = path
     return named
 

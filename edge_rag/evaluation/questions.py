@@ -24,4 +24,4 @@ class Question:
     gold_ids: tuple[str, ...] = ()  # an id that is neither here nor in the corpus can only be missed
     answerable: bool = True  # False: the right reply is "not in these documents"
     # of passages, by id, above 0; 1 for each gold one if the set has no grades
-    relevance: Mapping[str, int] = field(default_factory=dict)
+    relevance: Mapping[str, int] = field(default_factory=dict, hash=False)
