@@ -1,5 +1,6 @@
 """What each arm shows."""
 
+import itertools
 import re
 
 import pytest
@@ -74,7 +75,7 @@ def test_retrieved_passages_come_in_the_order_of_the_search():
 
 def test_a_longer_noise_arm_shows_the_shorter_one_in_the_same_order_and_more():
     arms = [ids(f"gold+{n}") for n in (1, 2, 4, 8)]
-    for few, many in zip(arms, arms[1:], strict=False):
+    for few, many in itertools.pairwise(arms):
         assert [i for i in many if i in few] == few
         assert "g" in few and set(few) < set(many)
 

@@ -9,8 +9,8 @@
     gold+4+2poisoned    and 2 copies of gold passages that name another answer ("given+1poisoned", "retrieved:5+1poisoned" ...)
 
 Others are the set's own passages first, then what a search for the question brings back: the hard kind. A passage in which an
-answer stands is none of them. Passages of gold and none arms are shuffled by question, the same way in every arm: gold+8 shows the
-passages of gold+4, in the same order, and four more.
+answer stands is none of them. Passages of gold and none arms are shuffled by question, the same way in every arm: gold+8 shows
+the passages of gold+4, in the same order, and four more.
 """
 
 import hashlib
