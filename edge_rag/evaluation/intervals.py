@@ -278,7 +278,7 @@ def _sign_flip_p(difference: Floats, draws: int, seed: int) -> float:
     for rows in _batches(draws, len(sizes)):
         if len(sizes) == moved:
             signs = 2 * rng.integers(0, 2, (rows, moved), dtype=np.int8) - 1
-        else:  # the same distribution, drawn faster: how many of each size are positive
+        else:  # how many of each size are positive
             signs = 2 * rng.binomial(counts, 0.5, size=(rows, len(counts))) - counts
         far += int((np.abs(signs @ sizes) >= observed).sum())
     return (far + 1) / (draws + 1)  # the observed signs are one of the draws: p is never 0

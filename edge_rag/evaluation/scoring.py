@@ -109,10 +109,11 @@ def verdict(answer: str) -> str | None:
     return _OPPOSITE[said] if first["negation"] else said
 
 
+_WORD = "(?:yes|no|maybe|true|false)"
 # "yes or no" repeats the question; "no doubt" and "no question" are emphasis.
-_EITHER = re.compile(r"\b(?:yes|no|maybe|true|false)(?:(?:,? (?:or|and) |/)(?:yes|no|maybe|true|false)\b)+")
+_EITHER = re.compile(rf"\b{_WORD}(?:, {_WORD})*(?:,? (?:or|and) |/){_WORD}\b")
 _EMPHASIS = re.compile(r"\bno (?:doubt|question)\b")
-_VERDICT = re.compile(r"(?P<negation>(?:\bnot|n't)(?: an?)?\W+)?\b(?P<word>yes|no|maybe|true|false)\b")
+_VERDICT = re.compile(rf"(?P<negation>(?:\b(?:can)?not|n't)(?: (?:an?|be|say))?\W+)?\b(?P<word>{_WORD})\b")
 _VERDICTS = {"yes": "yes", "true": "yes", "no": "no", "false": "no", "maybe": "maybe"}
 _OPPOSITE = {"yes": "no", "no": "yes", "maybe": "maybe"}
 
@@ -151,8 +152,10 @@ def contains_answer(text: str, golds: Collection[str]) -> bool:
 
 def score_retrieval(question: Question, found: Sequence[SetPassage]) -> dict[str, float]:
     """Judge a ranking by the gold passages, by their graded relevance, and by the answers that its texts contain."""
-    found = list({passage.id: passage for passage in reversed(found)}.values())[::-1]  # the first of each id
-    ids = [passage.id for passage in found]
+    first: dict[str, SetPassage] = {}
+    for passage in found:
+        first.setdefault(passage.id, passage)
+    ids, texts = list(first), [passage.text for passage in first.values()]
     gold = set(question.gold_ids)
     scores: dict[str, float] = {}
     if gold:
@@ -166,7 +169,7 @@ def score_retrieval(question: Question, found: Sequence[SetPassage]) -> dict[str
         scores[f"ndcg@{NDCG_DEPTH}"] = _discounted([max(0, grades.get(id, 0)) for id in ids]) / best
     if _has_answer_text(question):
         hit = next(
-            (n for n, p in enumerate(found[: max(DEPTHS)]) if contains_answer(p.text, question.answers)), math.inf
+            (n for n, text in enumerate(texts[: max(DEPTHS)]) if contains_answer(text, question.answers)), math.inf
         )
         scores |= {f"answer_recall@{k}": float(hit < k) for k in DEPTHS}
     return scores
