@@ -226,19 +226,18 @@ def random_text(rng, most=6):
 def test_squad_scores_agree_with_another_implementation():
     rng = random.Random(1)
     compared = 0
-    for _ in range(20_000):
+    for _ in range(8_000):
         answer, golds = random_text(rng), [random_text(rng) for _ in range(rng.randint(1, 4))]
         if all(words_again(gold, "") in (["yes"], ["no"], ["noanswer"]) for gold in golds if words_again(gold, "")):
             continue  # HotpotQA's rule: the next test
         scores, (em, f1) = score_text(answer, golds), squad2_again(answer, golds)
         assert scores["em"] == em, (answer, golds)
-        assert scores["f1"] == pytest.approx(f1, abs=1e-12), (answer, golds)
-        assert scores["em_kilt"] == (words_again(answer, " ") in [words_again(gold, " ") for gold in golds])
-        assert scores["f1_kilt"] == pytest.approx(
-            max(f1_again(words_again(answer, " "), words_again(gold, " ")) for gold in golds), abs=1e-12
-        )
+        assert abs(scores["f1"] - f1) < 1e-12, (answer, golds)
+        said, rights = words_again(answer, " "), [words_again(gold, " ") for gold in golds]
+        assert scores["em_kilt"] == (said in rights), (answer, golds)
+        assert abs(scores["f1_kilt"] - max(f1_again(said, right) for right in rights)) < 1e-12, (answer, golds)
         compared += 1
-    assert compared > 19_000
+    assert compared > 7_000
 
 
 def test_hotpot_scores_agree_with_another_implementation():
@@ -251,18 +250,6 @@ def test_hotpot_scores_agree_with_another_implementation():
                 answer,
                 gold,
             )
-
-
-def test_squad_scores_agree_with_the_official_code():
-    official = pytest.importorskip("transformers.data.metrics.squad_metrics")
-    rng = random.Random(3)
-    for _ in range(20_000):
-        answer, gold = random_text(rng), random_text(rng)
-        assert squad_words(answer) == official.get_tokens(answer)
-        scores = score_text(answer, [gold])
-        assert scores["em"] == official.compute_exact(gold, answer)
-        if squad_words(gold) not in (["yes"], ["no"], ["noanswer"]):
-            assert scores["f1"] == official.compute_f1(gold, answer)  # to the last bit
 
 
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=6).map(" ".join)
