@@ -72,6 +72,13 @@ def models_dir() -> Path:
     return home_dir() / "models"
 
 
+def cache_dir() -> Path:
+    """Return the folder for what can be made again."""
+    if os.environ.get("EDGE_RAG_HOME"):
+        return home_dir() / "cache"
+    return Path(platformdirs.user_cache_dir("edge_rag", appauthor=False))
+
+
 def libraries_dir() -> Path:
     return home_dir() / "libraries"
 
