@@ -23,10 +23,19 @@ class Retrieval:
     cosines: dict[int, float]  # chunk id to cosine, for the passages that dense search found
 
 
-def retrieve(library: Library, question: str, k: int, *, candidates: int, filters: Filters = EVERYTHING) -> Retrieval:
-    """Return the k best passages for a question."""
+def retrieve(
+    library: Library,
+    question: str,
+    k: int,
+    *,
+    candidates: int,
+    filters: Filters = EVERYTHING,
+    vector: npt.NDArray[np.float32] | None = None,
+) -> Retrieval:
+    """Return the k best passages for a question. `vector` is its embedding, for who has embedded many at once."""
     depth = max(k, candidates)
-    vector = library.embedder.embed([question])[0]
+    if vector is None:
+        vector = library.embedder.embed([question])[0]
     dense = library.dense(vector, depth, filters)
     lexical = library.lexical(question, depth, filters)
     return Retrieval(

@@ -1,0 +1,217 @@
+"""The corpus of a question set as a library, indexed once and kept; and the set's questions asked of it.
+
+CACHE/corpora/KEY/library/         what the questions are asked of
+CACHE/corpora/KEY/ids.json         the set's ids of each text, by the number that names its file
+CACHE/corpora/KEY/texts/           the corpus as files, while it is being indexed
+CACHE/corpora/KEY/COMPLETE.json    written last: the sha256 of the library's files
+
+The key is a hash of all that the library depends on: the corpus, the embedder, how documents are read and cut, the format. So a
+second run opens what the first has made; one that was killed half-way goes on, and what is damaged is made anew.
+"""
+
+import hashlib
+import html
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.answering.retrieve import retrieve
+from edge_rag.documents import CHUNKER_VERSION, READER_VERSION
+from edge_rag.errors import EdgeRagError, IntegrityError, LibraryLocked, UsageError
+from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
+from edge_rag.interfaces import Embedder, Passage, Progress
+from edge_rag.library import Library
+from edge_rag.library.database import DATABASE_NAME
+from edge_rag.library.generations import INDEX_FOLDER
+from edge_rag.library.lock import writer_lock
+from edge_rag.library.schema import VERSION
+from edge_rag.settings import Settings, cache_dir
+
+How = Literal["fused", "dense", "lexical"]
+
+FORMAT = 1  # of the folder; raise it when a corpus is laid down in another way
+LIBRARY, IDS, TEXTS, COMPLETE = "library", "ids.json", "texts", "COMPLETE.json"
+BATCH = 256  # questions embedded together
+WAIT_S = 0.5  # between looks whether another process has finished
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search brought back for one question."""
+
+    passages: tuple[Passage, ...]  # best first; chunks, so several may come from one passage of the set
+    ids: tuple[str, ...]  # the set's id of each
+    cosines: Mapping[int, float]  # by chunk id, of those that the dense search found
+    question_vector: npt.NDArray[np.float32]
+
+
+def library_of_set(
+    question_set: QuestionSet, *, embedder: Embedder, settings: Settings, progress: Progress | None = None
+) -> Library:
+    """Open the library of the set's corpus; make it if it is not there. Of two processes one makes it, the other waits."""
+    if question_set.corpus is None:
+        raise UsageError(f"{question_set.name} has no corpus to search", mend="use a set with a corpus")
+    folder = cache_dir() / "corpora" / _key(question_set.corpus, embedder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_whole(folder):
+        with _turn(folder, progress):
+            if not _is_whole(folder):
+                _make(folder, question_set, embedder, settings, progress)
+    return Library.open(folder / LIBRARY, embedder=embedder, settings=settings)
+
+
+def search_set(
+    library: Library,
+    questions: Sequence[Question],
+    k: int,
+    *,
+    how: How = "fused",
+    settings: Settings,
+    progress: Progress | None = None,
+) -> dict[str, Found]:
+    """Return the k best chunks for each question, by its id. `library` is one that library_of_set has opened."""
+    ids_of = json.loads((library.path.parent / IDS).read_text(encoding="utf-8"))
+    found = {}
+    for start in range(0, len(questions), BATCH):
+        batch = questions[start : start + BATCH]
+        vectors = library.embedder.embed([q.question for q in batch])
+        for number, (q, vector) in enumerate(zip(batch, vectors, strict=True), start=start):
+            if progress:
+                progress("search", number, len(questions), "")
+            passages, cosines = _search(library, q.question, vector, k, how, settings)
+            ids = tuple(_set_id(ids_of[int(Path(p.document).stem)], q) for p in passages)
+            found[q.id] = Found(passages, ids, cosines, vector)
+    return found
+
+
+def _search(
+    library: Library, question: str, vector: npt.NDArray[np.float32], k: int, how: How, settings: Settings
+) -> tuple[tuple[Passage, ...], dict[int, float]]:
+    match how:
+        case "fused":
+            retrieval = retrieve(library, question, k, candidates=settings.candidates, vector=vector)
+            return retrieval.passages, retrieval.cosines
+        case "dense":
+            passages = library.dense(vector, k)
+            return tuple(passages), {p.chunk_id: p.score for p in passages}
+        case "lexical":
+            return tuple(library.lexical(question, k)), {}
+
+
+def _set_id(ids: Sequence[str], question: Question) -> str:
+    """Name a text. Where the set has it under several ids, one of them is as good as the other: a gold one is named."""
+    return next((i for i in ids if i in question.gold_ids), ids[0])
+
+
+# --- making a library ---
+
+
+def _key(corpus: Path, embedder: Embedder, settings: Settings) -> str:
+    with corpus.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    versions = (FORMAT, VERSION, READER_VERSION, CHUNKER_VERSION)
+    return hashlib.sha256(f"{sha256} {embedder.fingerprint} {settings.chunk_tokens} {versions}".encode()).hexdigest()[
+        :32
+    ]
+
+
+@contextmanager
+def _turn(folder: Path, progress: Progress | None) -> Iterator[None]:
+    """Hold the folder's lock; wait while another process or thread has it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(writer_lock(folder, "edge-rag eval"))
+                break
+            except LibraryLocked as error:
+                if progress:
+                    progress("wait", 0, 0, error.message)
+                time.sleep(WAIT_S)
+        yield
+
+
+def _make(
+    folder: Path, question_set: QuestionSet, embedder: Embedder, settings: Settings, progress: Progress | None
+) -> None:
+    """Make the library, or go on where a killed process has stopped."""
+    if (folder / COMPLETE).exists():  # and yet it is not whole
+        shutil.rmtree(folder / LIBRARY, ignore_errors=True)
+        (folder / COMPLETE).unlink()
+    _write(folder / IDS, json.dumps(_write_texts(folder / TEXTS, question_set.read_corpus())))
+    try:
+        _index(folder, embedder, settings, progress)
+    except IntegrityError:
+        shutil.rmtree(folder / LIBRARY)
+        _index(folder, embedder, settings, progress)
+    _write(folder / COMPLETE, json.dumps(_checksums(folder), indent=1))
+    shutil.rmtree(folder / TEXTS)
+
+
+def _write_texts(folder: Path, corpus: Iterable[SetPassage]) -> list[list[str]]:
+    """Write each text to a file once; return the ids of those that have it, by the number in the file's name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    ids: list[list[str]] = []
+    numbers: dict[bytes, int] = {}
+    for passage in corpus:
+        page = _page(passage)
+        number = numbers.setdefault(hashlib.sha256(page).digest(), len(ids))
+        if number == len(ids):
+            ids.append([])
+            (folder / f"{number:07}.html").write_bytes(page)
+        ids[number].append(passage.id)
+    return ids
+
+
+def _page(passage: SetPassage) -> bytes:
+    """Write a passage as a document. In HTML, unlike in Markdown, any text can be said so that it is read as it stands."""
+    title, text = (html.escape(_CONTROL.sub(" ", part).strip(), quote=False) for part in (passage.title, passage.text))
+    lines = ["<!doctype html>", '<meta charset="utf-8">', f"<title>{title}</title>"]
+    lines += [f"<h1>{title}</h1>"] if title else []
+    lines += [f"<p>{line}</p>" for line in text.splitlines() if line.strip()]
+    return "\n".join(lines).encode(errors="replace")
+
+
+def _index(folder: Path, embedder: Embedder, settings: Settings, progress: Progress | None) -> None:
+    with Library.open(folder / LIBRARY, create=True, embedder=embedder, settings=settings) as library:
+        report = library.add([folder / TEXTS], progress=progress)
+    if report.problems:
+        problem = report.problems[0]
+        raise EdgeRagError(
+            f"{len(report.problems)} passages of the corpus cannot be read, the first: {problem.reason}",
+            mend=f"look at {problem.path}",
+        )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return what proves that the library is as it was made."""
+    files = [folder / IDS, folder / LIBRARY / DATABASE_NAME, *sorted((folder / LIBRARY / INDEX_FOLDER).rglob("*.*"))]
+    checksums = {}
+    for path in files:
+        with path.open("rb") as file:
+            checksums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / COMPLETE).read_text(encoding="utf-8")) == _checksums(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
