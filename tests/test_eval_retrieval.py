@@ -204,11 +204,28 @@ HOSTILE = [
     SetPassage("a/../../b", "# Not a heading\n/etc", "* harbour\n| a | b |\n|---|---|\n[x]: gone <b>bold</b> & co"),
     SetPassage("nul\0id", "nul\0title", "mirror\0glass"),
     SetPassage("empty", "", ""),
-    SetPassage("x" * 5000, "engine " * 5000, "long title"),
+    SetPassage("x" * 999, "engine " * 5000, "long title"),
     SetPassage("long text", "rope", "wreck and tide. " * 5000),
     SetPassage("markup", "<!-- ", "--> <script>lantern</script> </p></body> beacon"),
     SetPassage("Ünï ☃", "مرحبا", "الضوء في البحر"),
 ]
+
+
+def test_without_a_corpus_the_passages_of_all_questions_are_searched(data: Path) -> None:
+    (data / "tales").mkdir(parents=True)
+    rows = [
+        {
+            "id": p.id,
+            "question": p.title,
+            "answers": ["x"],
+            "passages": [{"id": p.id, "title": p.title, "text": p.text}],
+        }
+        for p in made_up(9)
+    ]
+    _write_rows(data / "tales" / "questions.jsonl.gz", rows)
+    with opened(load_set("tales", limit=2), HashEmbedder()) as library:
+        assert library.stats().n_documents == 9
+        assert found_ids(library, "number7 of Story 7")[0] == "p7"
 
 
 def test_hostile_passages_are_found_by_their_own_ids(data: Path) -> None:
@@ -216,7 +233,7 @@ def test_hostile_passages_are_found_by_their_own_ids(data: Path) -> None:
         for words, id_ in [
             ("harbour gone bold", "a/../../b"),
             ("mirror glass", "nul\0id"),
-            ("engine", "x" * 5000),
+            ("engine", "x" * 999),
             ("wreck tide", "long text"),
             ("lantern beacon", "markup"),
             ("الضوء", "Ünï ☃"),

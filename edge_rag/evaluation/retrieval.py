@@ -60,9 +60,11 @@ def library_of_set(
     question_set: QuestionSet, *, embedder: Embedder, settings: Settings, progress: Progress | None = None
 ) -> Library:
     """Open the library of the set's corpus; make it if it is not there. Of two processes one makes it, the other waits."""
-    if question_set.corpus is None:
-        raise UsageError(f"{question_set.name} has no corpus to search", mend="use a set with a corpus")
-    folder = cache_dir() / "corpora" / _key(question_set.corpus, embedder, settings)
+    if not question_set.has_corpus:
+        raise UsageError(
+            f"{question_set.name} has no corpus to search", mend="use a set with a corpus, or with passages"
+        )
+    folder = cache_dir() / "corpora" / _key(question_set, embedder, settings)
     folder.mkdir(parents=True, exist_ok=True)
     if not _is_whole(folder):
         with _turn(folder, progress):
@@ -117,13 +119,11 @@ def _set_id(ids: Sequence[str], question: Question) -> str:
 # --- making a library ---
 
 
-def _key(corpus: Path, embedder: Embedder, settings: Settings) -> str:
-    with corpus.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def _key(question_set: QuestionSet, embedder: Embedder, settings: Settings) -> str:
+    sha256 = question_set.sha256 if question_set.corpus is None else _sha256(question_set.corpus)
     versions = (FORMAT, VERSION, READER_VERSION, CHUNKER_VERSION)
-    return hashlib.sha256(f"{sha256} {embedder.fingerprint} {settings.chunk_tokens} {versions}".encode()).hexdigest()[
-        :32
-    ]
+    depends_on = f"{sha256} {embedder.fingerprint} {settings.chunk_tokens} {versions}"
+    return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -197,11 +197,12 @@ def _index(folder: Path, embedder: Embedder, settings: Settings, progress: Progr
 def _checksums(folder: Path) -> dict[str, str]:
     """Return what proves that the library is as it was made."""
     files = [folder / IDS, folder / LIBRARY / DATABASE_NAME, *sorted((folder / LIBRARY / INDEX_FOLDER).rglob("*.*"))]
-    checksums = {}
-    for path in files:
-        with path.open("rb") as file:
-            checksums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return checksums
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_whole(folder: Path) -> bool:
