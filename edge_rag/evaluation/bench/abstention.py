@@ -7,10 +7,8 @@ partial  hotpotqa/fullwiki: two passages are needed, and the retriever that made
 foreign  natural questions asked of the squad2 corpus: the documents are about something else
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,9 @@ import numpy.typing as npt
 
 from edge_rag.answering import evidence
 from edge_rag.answering.nearest import rank_sentences
-from edge_rag.answering.retrieve import retrieve
 from edge_rag.evaluation.figures import Figure, interval
-from edge_rag.evaluation.question_sets import is_dev, read_rows
+from edge_rag.evaluation.question_sets import Question, is_dev, load_set, read_rows
+from edge_rag.evaluation.retrieval import library_of_set, search_set
 from edge_rag.interfaces import Embedder, Passage, Progress
 from edge_rag.library import Library
 from edge_rag.settings import Settings
@@ -45,10 +43,7 @@ class Fit:
 
 def collect(embedder: Embedder, settings: Settings, *, limit: int, progress: Progress | None = None) -> list[Example]:
     """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        library_of("squad2/corpus", Path(folder), embedder, settings, progress) as library,
-    ):
+    with library_of_set(load_set("squad2"), embedder=embedder, settings=settings, progress=progress) as library:
         return [*_asked_of(library, settings, limit, progress), *_hotpot(embedder, settings, limit, progress)]
 
 
@@ -74,28 +69,19 @@ def fit(examples: Sequence[Example]) -> Fit:
     return Fit(tuple(round(float(w), 3) for w in weights), round(float(threshold), 3), auc, tuple(rates))
 
 
-def library_of(corpus: str, folder: Path, embedder: Embedder, settings: Settings, progress: Progress | None) -> Library:
-    texts = folder / "texts"
-    texts.mkdir()
-    for row in read_rows(corpus):
-        (texts / f"{row['id']}.md").write_text(f"# {row['title']}\n\n{row['text']}\n", encoding="utf-8")
-    library = Library.open(folder / "library", create=True, embedder=embedder, settings=settings)
-    library.add([texts], progress=progress)
-    return library
-
-
 def _asked_of(library: Library, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
     """squad2's questions, and foreign ones, asked of the squad2 corpus."""
     asked = [("squad2", row) for row in train_and_dev("squad2/questions", limit)]
     asked += [("nq_gold", row) for row in train_and_dev("nq_gold/questions", limit // 2)]
+    questions = [Question(row["id"], row["question"], (), gold_ids=tuple(row.get("gold_ids", ()))) for _, row in asked]
+    searched = search_set(library, questions, settings.passages, settings=settings, progress=progress)
     examples = []
     for done, (source, row) in enumerate(asked, start=1):
-        question = row["question"]
-        found = retrieve(library, question, settings.candidates, candidates=settings.candidates)
-        kept = found.passages[: settings.passages]
+        question, found = row["question"], searched[row["id"]]
+        kept = found.passages
         sentences = rank_sentences(question, kept, found.question_vector, library.embedder)
         kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
-        held = kind == "answerable" and any(Path(p.document).stem in row["gold_ids"] for p in kept)
+        held = kind == "answerable" and not set(row["gold_ids"]).isdisjoint(found.ids)
         signals = evidence.signals(question, kept, sentences, found.cosines)
         examples.append(Example(kind, source, held, is_dev(question), signals))
         if progress:

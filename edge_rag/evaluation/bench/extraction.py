@@ -4,17 +4,16 @@ How often do the first one, two and three sentences hold an answer string, for q
 Weights are fitted on train questions, figures are those of dev questions, beside the order by cosine alone.
 """
 
-import tempfile
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_rag.answering import nearest, retrieve
-from edge_rag.evaluation.bench.abstention import library_of, train_and_dev
+from edge_rag.answering import nearest
+from edge_rag.evaluation.bench.abstention import train_and_dev
 from edge_rag.evaluation.figures import Figure, Report, check_counts, interval, load_average, surroundings
-from edge_rag.evaluation.question_sets import is_dev
+from edge_rag.evaluation.question_sets import Question, is_dev, load_set
+from edge_rag.evaluation.retrieval import library_of_set, search_set
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.library import Library
 from edge_rag.settings import Settings
@@ -35,10 +34,7 @@ def measure(
     """Fit on at most `limit` train questions, measure on as many dev questions."""
     check_counts(limit=limit)
     load_before = load_average()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        library_of("squad/dev_corpus", Path(folder), embedder, settings, progress) as library,
-    ):
+    with library_of_set(load_set("squad/dev"), embedder=embedder, settings=settings, progress=progress) as library:
         examples = _examples(library, settings, limit, progress)
     train, dev = [e for e in examples if not e.dev], [e for e in examples if e.dev]
     weights = fit(train)
@@ -74,11 +70,12 @@ def fit(examples: list[Example]) -> npt.NDArray[np.float64]:
 
 def _examples(library: Library, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
     rows = train_and_dev("squad/dev_questions", limit, limit)
+    questions = [Question(row["id"], row["question"], ()) for row in rows]
+    searched = search_set(library, questions, settings.passages, settings=settings, progress=progress)
     examples = []
     for done, row in enumerate(rows, start=1):
-        question = row["question"]
-        found = retrieve(library, question, settings.candidates, candidates=settings.candidates)
-        kept = found.passages[: settings.passages]
+        question, found = row["question"], searched[row["id"]]
+        kept = found.passages
         rank_of = {p.chunk_id: rank for rank, p in enumerate(kept)}
         ranked = nearest.rank_sentences(question, kept, found.question_vector, library.embedder)
         fits = [
