@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from edge_rag.answering.retrieve import retrieve
 from edge_rag.documents import read_document
 from edge_rag.errors import UsageError
-from edge_rag.evaluation import retrieval
+from edge_rag.evaluation import retrieval, retrieval_table
+from edge_rag.evaluation.bench.speed_ingest import Lap
+from edge_rag.evaluation.figures import Report, markdown
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage, load_set
 from edge_rag.evaluation.retrieval import Found, library_of_set, search_set
 from edge_rag.library import Library
@@ -310,3 +313,90 @@ def test_the_cache_can_be_moved(data: Path, tmp_path: Path, monkeypatch: pytest.
     with opened(question_set, embedder) as library:
         assert found_ids(library, "number7 of Story 7")[0] == "p7"
     assert embedder.n_embedded == before + 1
+
+
+# --- the table ---
+
+
+def table(data: Path, **more: object) -> Report:
+    passages = [SetPassage(p.id, p.title, (p.text + " ") * (1 + i % 9)) for i, p in enumerate(made_up(40))]
+    (data / "tales").mkdir(parents=True, exist_ok=True)
+    _write_rows(data / "tales" / "corpus.jsonl.gz", [{"id": p.id, "title": p.title, "text": p.text} for p in passages])
+    rows = [
+        {"id": f"q{i}", "question": f"What of number{i} in {p.title}?", "answers": [f"number{i}"], "gold_ids": [p.id]}
+        for i, p in enumerate(passages[:12])
+    ]
+    _write_rows(data / "tales" / "questions.jsonl.gz", rows)
+    arguments: dict[str, Any] = {"k": 20, "peers": (), "fp32": None, **more}
+    return retrieval_table.measure(
+        [load_set("tales")],
+        embedder=HashEmbedder(),
+        settings=SETTINGS,
+        command="edge-rag eval search tales",
+        **arguments,
+    )
+
+
+def values(report: Report, row: str) -> dict[str, float]:
+    named = (f.name.rpartition(": ") for f in report.figures)
+    return {
+        c: f.value for f, (what, _, c) in zip(report.figures, named, strict=True) if what.startswith(f"{row}, tales")
+    }
+
+
+def test_the_table_has_what_each_search_finds_and_the_difference_to_fused(data: Path) -> None:
+    report = table(data)
+    assert values(report, "recall@1")["words"] == 1.0
+    assert values(report, "answer recall@5")["words"] == 1.0
+    ndcg = values(report, "nDCG@10")
+    difference = values(report, "nDCG@10, fused minus this")
+    assert difference == pytest.approx({name: ndcg["fused"] - ndcg[name] for name in ("words", "vectors")})
+    assert {f.n for f in report.figures} == {12}
+    assert "| words | vectors | fused |" in markdown(report, crossed=True)
+
+
+def test_a_table_of_few_passages_has_no_recall_of_many(data: Path) -> None:
+    assert not values(table(data, k=5), "recall@20")
+
+
+def test_the_peer_bm25s_is_measured_with_and_without_stemming(data: Path) -> None:
+    pytest.importorskip("bm25s")
+    pytest.importorskip("Stemmer")
+    report = table(data, peers=("bm25s",))
+    recall = values(report, "recall@1")
+    assert recall["bm25s"] == recall["bm25s, stemmed"] == 1.0
+    assert "k1 = 1.5, b = 0.75" in " ".join(report.notes)
+
+
+def test_vectors_of_the_peer_are_made_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our own vectors the peer must find what we find."""
+    embedder = HashEmbedder()
+    monkeypatch.setattr(
+        retrieval_table, "embed_fp32", lambda model, threads, texts: Lap(0.0, 0.0, embedder.embed(texts))
+    )
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"weights")
+    first = table(data, peers=("fp32",), fp32=model)
+    assert values(first, "nDCG@10")["fp32 vectors"] == values(first, "nDCG@10")["vectors"]
+    before = embedder.n_embedded
+    assert values(table(data, peers=("fp32",), fp32=model), "MRR") == values(first, "MRR")
+    assert embedder.n_embedded - before < 40  # the questions only
+
+
+def test_a_peer_that_cannot_run_is_one_clear_line(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no peer 'elastic'; use bm25s or fp32"):
+        table(data, peers=("elastic",))
+    with pytest.raises(UsageError, match="--fp32"):
+        table(data, peers=("fp32",))
+    monkeypatch.setattr(retrieval_table, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install bm25s"):
+        table(data, peers=("bm25s",))
+
+
+def test_a_set_that_does_not_say_what_is_right_is_refused(data: Path) -> None:
+    (data / "tales").mkdir(parents=True)
+    _write_rows(data / "tales" / "questions.jsonl.gz", [{"id": "q", "question": "Who?", "answers": ["x"]}])
+    with pytest.raises(UsageError, match="tales does not say which passages are right"):
+        retrieval_table.measure(
+            [load_set("tales")], k=20, peers=(), fp32=None, embedder=HashEmbedder(), settings=SETTINGS, command=""
+        )

@@ -19,7 +19,7 @@ from edge_rag.models.cores import usable_cores
 # Those that a figure may depend on, ours and the peers'.
 PACKAGES = (
     "edge-rag", "numpy", "onnxruntime", "llama-cpp-python", "chromadb", "sentence-transformers", "transformers", "torch",
-    "hnswlib", "faiss-cpu", "usearch", "scalable-vs",
+    "hnswlib", "faiss-cpu", "usearch", "scalable-vs", "bm25s", "PyStemmer",
 )  # fmt: skip
 MB = 1e6
 

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
 from edge_rag.interfaces import Embedder, Passage, Progress
 from edge_rag.library import Library
 from edge_rag.library.database import DATABASE_NAME
-from edge_rag.library.generations import INDEX_FOLDER
+from edge_rag.library.generations import INDEX_FOLDER, file_sha256
 from edge_rag.library.lock import writer_lock
 from edge_rag.library.schema import VERSION
 from edge_rag.settings import Settings, cache_dir
@@ -41,6 +41,7 @@ How = Literal["fused", "dense", "lexical"]
 FORMAT = 1  # of the folder; raise it when a corpus is laid down in another way
 LIBRARY, IDS, TEXTS, COMPLETE = "library", "ids.json", "texts", "COMPLETE.json"
 BATCH = 256  # questions embedded together
+BLOCK = 1024  # chunks read together
 WAIT_S = 0.5  # between looks whether another process has finished
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -83,7 +84,7 @@ def search_set(
     progress: Progress | None = None,
 ) -> dict[str, Found]:
     """Return the k best chunks for each question, by its id. `library` is one that library_of_set has opened."""
-    ids_of = json.loads((library.path.parent / IDS).read_text(encoding="utf-8"))
+    name = passage_ids(library)
     found = {}
     for start in range(0, len(questions), BATCH):
         batch = questions[start : start + BATCH]
@@ -92,9 +93,27 @@ def search_set(
             if progress:
                 progress("search", number, len(questions), "")
             passages, cosines = _search(library, q.question, vector, k, how, settings)
-            ids = tuple(_set_id(ids_of[int(Path(p.document).stem)], q) for p in passages)
-            found[q.id] = Found(passages, ids, cosines, vector)
+            found[q.id] = Found(passages, tuple(name(p, q) for p in passages), cosines, vector)
     return found
+
+
+def passage_ids(library: Library) -> Callable[[Passage, Question], str]:
+    """Return what tells the set's id of a chunk. Where the set has the text under several ids, one is as good as another: a
+    gold one is named."""
+    ids_of: list[list[str]] = json.loads((library.path.parent / IDS).read_text(encoding="utf-8"))
+
+    def name(chunk: Passage, question: Question) -> str:
+        ids = ids_of[int(Path(chunk.document).stem)]
+        return next((id for id in ids if id in question.gold_ids), ids[0])
+
+    return name
+
+
+def all_chunks(library: Library) -> list[Passage]:
+    """Return the chunks of a library that library_of_set has made; from such a one nothing was ever removed."""
+    n_chunks = library.stats().n_chunks
+    blocks = (range(start, min(start + BLOCK, n_chunks + 1)) for start in range(1, n_chunks + 1, BLOCK))
+    return [chunk for block in blocks for chunk in library.passages(block)]
 
 
 def _search(
@@ -111,16 +130,11 @@ def _search(
             return tuple(library.lexical(question, k)), {}
 
 
-def _set_id(ids: Sequence[str], question: Question) -> str:
-    """Name a text. Where the set has it under several ids, one of them is as good as the other: a gold one is named."""
-    return next((i for i in ids if i in question.gold_ids), ids[0])
-
-
 # --- making a library ---
 
 
 def _key(question_set: QuestionSet, embedder: Embedder, settings: Settings) -> str:
-    sha256 = question_set.sha256 if question_set.corpus is None else _sha256(question_set.corpus)
+    sha256 = question_set.sha256 if question_set.corpus is None else file_sha256(question_set.corpus)
     versions = (FORMAT, VERSION, READER_VERSION, CHUNKER_VERSION)
     depends_on = f"{sha256} {embedder.fingerprint} {settings.chunk_tokens} {versions}"
     return hashlib.sha256(depends_on.encode()).hexdigest()[:32]
@@ -197,12 +211,7 @@ def _index(folder: Path, embedder: Embedder, settings: Settings, progress: Progr
 def _checksums(folder: Path) -> dict[str, str]:
     """Return what proves that the library is as it was made."""
     files = [folder / IDS, folder / LIBRARY / DATABASE_NAME, *sorted((folder / LIBRARY / INDEX_FOLDER).rglob("*.*"))]
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _is_whole(folder: Path) -> bool:
