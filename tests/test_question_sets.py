@@ -129,6 +129,12 @@ ROWS = {
     "edge_rag": OURS,
 }
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
 Write = Callable[..., Path]
 
 
@@ -281,6 +287,15 @@ def test_strategyqa_answers_are_yes_and_no(write: Write) -> None:
     assert no.id == STRATEGYQA["qid"]
 
 
+def test_strategyqa_paragraphs_beside_the_questions_are_the_corpus(write: Write) -> None:
+    paragraphs = {"Mill-1": {"title": "Mill", "section": "", "headers": [], "para_index": 1, "content": "It is heavy."}}
+    write(document=paragraphs, name="sqa/strategyqa_train_paragraphs.json")
+    for name, raw in (("a", json.dumps([STRATEGYQA])), ("b", json.dumps(STRATEGYQA))):
+        loaded = load_set(str(write(raw=raw.encode(), name=f"sqa/{name}")))
+        assert list(loaded.read_corpus()) == [SetPassage("Mill-1", "Mill", "It is heavy.")]
+        assert loaded.has_corpus
+
+
 def test_strategyqa_test_part_has_no_answers(write: Write) -> None:
     assert load_one(write(document=[{"qid": "t1", "term": "Mill", "question": "Can it float?"}])).answers == ()
 
@@ -360,12 +375,14 @@ def test_rgb_parts_of_an_answer_are_all_required(write: Write, answer: object, a
     row = RGB | {"answer": answer, "positive": [["The fair was on May 2."], ["The ball was on June 1."]]}
     question = load_one(write(row))
     assert question.answers == answers
+    assert [" and ".join(part[0] for part in question.parts)] == ([answers[0]] if "and" in answers[0] else [""])
     assert [passage.gold for passage in question.passages] == [True, True, False]
 
 
 def test_rgb_many_parts_with_many_wordings_stay_a_few_answers(write: Write) -> None:
     question = load_one(write(RGB | {"answer": [[str(n) for n in range(50)]] * 50}))
-    assert len(question.answers) <= 256
+    assert len(question.answers) == 256
+    assert [len(part) for part in question.parts] == [50] * 50
 
 
 def test_rgb_counterfactual_passages_are_marked(write: Write) -> None:
@@ -716,13 +733,49 @@ def test_text_that_is_no_utf8_says_so(write: Write) -> None:
     assert "UTF-8" in refusal(write(raw=b'{"question": "caf\xe9", "answer": "x"}'))
 
 
-def test_ids_that_come_twice_are_refused(write: Write) -> None:
-    assert 'line 2: the id "o1" is there a second time' in refusal(write(OURS, OURS | {"question": "Another?"}))
-    corpus = [{"id": "p1", "text": "a"}, {"id": "p1", "text": "b"}]
-    write(*corpus, name="set/corpus.jsonl")
+def test_an_id_that_two_questions_have_is_refused(write: Write) -> None:
+    assert 'line 2: another question has the id "o1", too' in refusal(write(OURS, OURS | {"question": "Another?"}))
+
+
+def test_a_question_that_is_there_again_under_its_id_is_left_out(write: Write) -> None:
+    assert len(load_set(str(write(TRIVIAQA, TRIVIAQA | {"SearchResults": [{"Title": "a page"}]}))).questions) == 1
+
+
+def corpus_refusal(write: Write, **content: Any) -> str:
+    write(*content.pop("rows", ()), name="set/corpus.jsonl", **content)
     loaded = load_set(str(write(OURS, name="set/questions.jsonl")))
-    with pytest.raises(EdgeRagError, match='line 2: the id "p1" is there a second time'):
+    with pytest.raises(EdgeRagError) as error:
         list(loaded.read_corpus())
+    assert "\n" not in str(error.value) and "corpus.jsonl" in str(error.value)
+    return str(error.value)
+
+
+def test_a_corpus_that_is_wrong_is_named_with_its_line(write: Write) -> None:
+    good = {"id": "p1", "title": "Mill", "text": "The mill is in Aby."}
+    assert 'line 2: the id "p1" is there a second time' in corpus_refusal(write, rows=[good, good])
+    assert 'line 2: has no "id"' in corpus_refusal(write, rows=[good, {"text": "x"}])
+    assert 'line 2: has no "id"' in corpus_refusal(write, rows=[good, {}])
+    assert 'line 2: "text" is missing' in corpus_refusal(write, rows=[good, {"id": "p2"}])
+    assert "a title is no text but 5" in corpus_refusal(write, rows=[good | {"title": 5}])
+    assert "is empty" in corpus_refusal(write)
+    assert "damaged gzip" in corpus_refusal(write, raw=gzip.compress(json.dumps(good).encode())[:-4])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.data())
+def test_any_json_is_read_as_a_corpus_or_refused(rows: st.DataObject, write: Write) -> None:
+    entry = st.dictionaries(st.sampled_from(["id", "_id", "title", "text", "content"]), json_values, max_size=4)
+    content = rows.draw(
+        st.lists(entry | st.dictionaries(st.text(max_size=3), entry, max_size=2), min_size=1, max_size=3)
+    )
+    write(*content, name="set/corpus.jsonl")
+    loaded = load_set(str(write(OURS, name="set/questions.jsonl")))
+    try:
+        passages = list(loaded.read_corpus())
+    except EdgeRagError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(text, str) for passage in passages for text in (passage.id, passage.title, passage.text))
 
 
 def test_fields_of_absurd_length_are_refused(write: Write) -> None:
@@ -758,11 +811,6 @@ def test_a_field_of_any_other_type_never_gives_a_traceback(write: Write, name: s
             check(found)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
-)
 KEYS = sorted(
     {key for row in ROWS.values() for key in row} | {"Data", "data", "query-id", "evidences", "question_id", "qrels"}
 )

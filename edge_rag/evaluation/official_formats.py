@@ -17,8 +17,8 @@ dpr        question, ctxs                             ctxs (isgold, else hasansw
 popqa      question, possible_answers                 none                            possible_answers: a list, or its JSON
 triviaqa   QuestionId; or question_id and an answer   none: web pages and articles    Value, Aliases, HumanAnswers,
            that is an object                          are too long for a prompt       NormalizedAliases
-strategyqa question, qid                              none; evidence names            answer: true or false
-                                                      paragraphs of a second file
+strategyqa question, qid                              none; evidence names those of   answer: true or false
+                                                      *_paragraphs.json beside it
 squad      question and context, a text: paragraphs   context                         answers; is_impossible, or none left
            of {"data": ...}, or one question a row
 edge_rag   question, answers                          passages (gold)                 answers; answerable
@@ -45,6 +45,8 @@ from edge_rag.evaluation.questions import Question, SetPassage
 LONGEST = 100_000  # characters of a question, an answer, a title
 LONGEST_ID = 1_000
 LONGEST_PASSAGE = 10_000_000
+
+_MOST_WORDINGS = 256  # of an answer in several parts, each with several wordings
 
 # A gold passage of which only the title is known, and that title is nowhere: the id is in no corpus, so recall counts a miss.
 TITLE = "title:"
@@ -75,7 +77,9 @@ def open_questions(path: Path) -> QuestionFile:
             f"{path} is of no known format: its rows have {_keys(row)}",
             mend=f"known are: {', '.join([*_PARSERS, 'beir'])}",
         )
-    return QuestionFile(name, _unique(path, _read(path, name, chain([first], entries))), None, (path,))
+    # strategyqa_train.json has the ids of its evidence, strategyqa_train_paragraphs.json the texts
+    corpus = next(iter(sorted(path.parent.glob("*_paragraphs.json*"))), None) if name == "strategyqa" else None
+    return QuestionFile(name, _unique(path, _read(path, name, chain([first], entries))), corpus, (path,))
 
 
 def passage_id(title: str, text: str) -> str:
@@ -84,11 +88,16 @@ def passage_id(title: str, text: str) -> str:
 
 
 def read_corpus_file(path: Path) -> Iterator[SetPassage]:
-    """Yield the passages of a corpus file: JSON lines with id or _id, title and text."""
+    """Yield the passages of a corpus file: rows of id or _id, title and text; or StrategyQA's {id: {title, content}}."""
     seen: set[str] = set()
-    for place, row in read_json_lines(path):
+    for place, row in read_entries(path):
         try:
             key = _id(row, "id", "_id")
+            if row and key is None and all(isinstance(value, dict) and "content" in value for value in row.values()):
+                for name, paragraph in row.items():
+                    text = _text(paragraph, "content", LONGEST_PASSAGE, empty=True)
+                    yield SetPassage(_as_id(name), _title(paragraph.get("title")), text)
+                continue
             if key is None:
                 raise _Wrong('has no "id"')
             if key in seen:
@@ -144,20 +153,26 @@ def _read(path: Path, name: str, entries: Iterable[tuple[str, Row]]) -> Iterator
 
 
 def _unique(path: Path, questions: Iterator[tuple[str, Question]]) -> Iterator[Question]:
-    """Give an id to questions that have none, and refuse an id that comes twice: runs are compared by it."""
-    seen: set[str] = set()
+    """Give an id to questions that have none, and refuse an id that two questions have: runs are compared by it.
+
+    A question that is there again under its id is left out: TriviaQA as exported has those of its web and Wikipedia parts.
+    """
+    seen: dict[str, int] = {}
     for place, question in questions:
         key = question.id
         if not key:
             key = base = hashlib.sha256(question.question.encode()).hexdigest()[:16]
             copy = 2
-            while key in seen:  # the same question again
+            while key in seen:
                 key, copy = f"{base}-{copy}", copy + 1
         elif key in seen:
+            if seen[key] == hash(question):
+                continue
             raise EdgeRagError(
-                f"{path}, {place}: the id {shorten(key)} is there a second time", mend="give every question its own id"
+                f"{path}, {place}: another question has the id {shorten(key)}, too",
+                mend="give every question its own id",
             )
-        seen.add(key)
+        seen[key] = hash(question)
         yield question if key == question.id else replace(question, id=key)
 
 
@@ -172,15 +187,12 @@ def _rgb(row: Row) -> Iterator[Question]:
         *(_passage("", text, misleading=True) for text in _list(row, "positive_wrong", missing=True)),
         *(_passage("", text) for text in _list(row, "negative")),
     ]
-    yield _question(row, "id", answers=_rgb_answers(row.get("answer")), passages=passages, key="query")
-
-
-def _rgb_answers(answer: object) -> list[str]:
-    if isinstance(answer, list) and len(answer) > 1:
-        # Each part has to be given, in any of its wordings: an answer is one wording of each, the first ones first.
-        parts = [_answers(part) for part in answer]
-        return [" and ".join(choice) for choice in islice(product(*parts), 256)]
-    return _answers(answer[0] if isinstance(answer, list) and answer else answer)
+    answer = row.get("answer")
+    parts = [_answers(part) for part in (answer if isinstance(answer, list) else [answer])]
+    parts = [part for part in parts if part]
+    answers = [" and ".join(wordings) for wordings in islice(product(*parts), _MOST_WORDINGS)]
+    question = _question(row, "id", answers=filter(None, answers), passages=passages, key="query")
+    yield replace(question, parts=tuple(map(tuple, parts))) if len(parts) > 1 else question
 
 
 def _musique(row: Row) -> Iterator[Question]:

@@ -23,5 +23,7 @@ class Question:
     passages: tuple[SetPassage, ...] = ()  # the set's own, in its order, each id once
     gold_ids: tuple[str, ...] = ()  # an id that is neither here nor in the corpus can only be missed
     answerable: bool = True  # False: the right reply is "not in these documents"
+    # where an answer must give several things (RGB): the wordings of each; `answers` are then these, joined by "and"
+    parts: tuple[tuple[str, ...], ...] = ()
     # of passages, by id, above 0; 1 for each gold one if the set has no grades
     relevance: Mapping[str, int] = field(default_factory=dict, hash=False)
