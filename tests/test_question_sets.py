@@ -581,7 +581,7 @@ def test_a_name_that_is_no_set_lists_the_nearest(data: Path) -> None:
         ("fullwiki", "titles/fullwiki"),
         ("zz", "qa_only/dev"),
     ):
-        with pytest.raises(EdgeRagError, match=f"there is no set '{wrong}'") as error:
+        with pytest.raises(EdgeRagError, match=f"there is no set or file '{wrong}'") as error:
             load_set(wrong)
         assert expected in error.value.mend
 

@@ -124,7 +124,7 @@ def _find(spec: str) -> tuple[Path, str]:
         return named[name], name
     if path.is_dir():
         return path, path.resolve().name  # what it lacks is for the reader of BEIR folders to say
-    raise EdgeRagError(f"there is no set {spec!r}", mend=_nearest(name, named))
+    raise EdgeRagError(f"there is no set or file {spec!r}", mend=_nearest(name, named))
 
 
 def _name_of(path: Path) -> str:
@@ -164,7 +164,7 @@ def _nearest(name: str, named: dict[str, Path]) -> str:
     if not named:
         return "give the path of a file, or set EDGE_RAG_DATA to the folder that holds the sets"
     inside = [other for other in named if other.startswith(f"{name}/")]
-    near = inside or difflib.get_close_matches(name, named, n=5, cutoff=0.4) or sorted(named)
+    near = inside or difflib.get_close_matches(name, named, n=5, cutoff=0.5) or sorted(named)
     return f"give the path of a file, or one of: {', '.join(near)}"
 
 
