@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_rag.errors import UsageError
-from edge_rag.evaluation.arms import Arm, decoys_of, holds_answer, parse_arm, passages_of
+from edge_rag.evaluation.arms import Arm, decoys_of, parse_arm, passages_of
 from edge_rag.evaluation.question_sets import Question, SetPassage
 
 GOLD = SetPassage("g", "Elmo Head", "The lamp of Elmo Head was lit in 1871 by Ada Quill.", gold=True)
 OTHERS = [SetPassage(f"o{n}", f"Other {n}", f"Nothing of the kind, number {n}.") for n in range(12)]
 FOUND = [SetPassage(f"f{n}", f"Found {n}", f"A search result, number {n}.") for n in range(30)]
-LIT = Question("q1", "When was the lamp lit?", ("1871", "in 1871"), (OTHERS[0], GOLD, *OTHERS[1:]), ("g",))
+LIT = Question("q1", "When was the lamp lit?", ("1871", "eighteen seventy-one"), (OTHERS[0], GOLD, *OTHERS[1:]), ("g",))
 BUILT = Question("q2", "When was the tower built?", ("1902",), (), ("t",))
 KEEPER = Question("q3", "Who lit the lamp?", ("Ada Quill",), (GOLD,), ("g",))
 
@@ -101,6 +101,11 @@ def test_a_passage_in_which_the_answer_stands_is_no_other():
     assert set(ids("gold+1", question, retrieved=[tells, *FOUND])) == {"g", "f0"}
 
 
+def test_where_the_answer_is_yes_every_passage_may_be_an_other():
+    question = Question("q8", "Was it lit?", ("yes",), (GOLD,), ("g",))
+    assert "y" in ids("gold+1", question, retrieved=[SetPassage("y", "", "Yes, said the keeper.")])
+
+
 def test_without_gold_the_right_reply_is_that_it_is_not_there():
     assert "g" not in ids("none+4")
     assert not shown("none+4").answerable
@@ -120,18 +125,3 @@ def test_a_poisoned_copy_names_another_answer_of_the_same_form():
     assert poison.text == GOLD.text.replace("1871", "1902")
     assert not poison.gold
     assert len(arm.passages) == 4
-
-
-@pytest.mark.parametrize(
-    ("text", "answers", "holds"),
-    [
-        ("Lit in 1871.", ["1871"], True),
-        ("Lit in 18712.", ["1871"], False),
-        ("The ADA Quill!", ["Ada Quill"], True),
-        ("yes, of course", ["yes"], False),
-        ("anything", [], False),
-        ("anything", ["the"], False),  # nothing is left of it
-    ],
-)
-def test_an_answer_stands_in_a_text_as_whole_words(text, answers, holds):
-    assert holds_answer(text, answers) is holds

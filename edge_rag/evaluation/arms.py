@@ -21,7 +21,7 @@ from typing import Literal
 
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.question_sets import Question, SetPassage
-from edge_rag.evaluation.scoring import squad_words
+from edge_rag.evaluation.scoring import asks_verdict, contains_answer, squad_words
 
 Source = Literal["closed", "given", "gold", "none", "retrieved"]
 
@@ -96,7 +96,7 @@ def passages_of(
     if arm.source == "closed":
         return Shown((), question.answerable)
     if arm.source == "given":
-        shown = list(question.passages)
+        shown = [p for p in question.passages if not p.misleading]
     elif arm.source == "retrieved":
         shown = list(retrieved[: arm.k])
     else:
@@ -148,17 +148,15 @@ def _others(
     taken = {passage.id for passage in gold} | set(question.gold_ids)
     others = []
     for passage in [*own, *retrieved]:
-        if passage.id not in taken and not passage.gold and not holds_answer(passage.text, question.answers):
+        if passage.id not in taken and not passage.gold | passage.misleading and not _tells(passage, question):
             taken.add(passage.id)
             others.append(passage)
     return others
 
 
-def holds_answer(text: str, answers: Sequence[str]) -> bool:
-    """Tell whether one of the answers stands in the text; a yes or a no says nothing wherever it stands."""
-    words = f" {' '.join(squad_words(text))} "
-    told = [" ".join(squad_words(answer)) for answer in answers]
-    return any(f" {answer} " in words for answer in told if answer and answer not in ("yes", "no", "maybe"))
+def _tells(passage: SetPassage, question: Question) -> bool:
+    """Tell whether the passage holds an answer; a yes or a no says nothing wherever it stands."""
+    return not asks_verdict(question.answers) and contains_answer(passage.text, question.answers)
 
 
 def _poisoned(

@@ -108,7 +108,7 @@ def _gold_passages(question_set: QuestionSet) -> dict[str, SetPassage]:
     """Read the passages that hold answers: from the questions, else from the corpus."""
     passages = {p.id: p for q in question_set.questions for p in q.passages if p.gold}
     missing = {i for q in question_set.questions for i in q.gold_ids} - passages.keys()
-    if missing and question_set.corpus is not None:
+    if missing and question_set.has_corpus:
         passages |= {p.id: p for p in question_set.read_corpus() if p.id in missing}
     return passages
 

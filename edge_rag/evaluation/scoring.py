@@ -77,6 +77,8 @@ def score_answer(
     scores: dict[str, float] = {}
     if question.answerable and question.answers:
         scores |= score_text(answer, question.answers)
+        if question.parts:  # as RGB: the answer must give each of several things
+            scores["contains"] = float(all(contains_answer(answer, part) for part in question.parts))
     if found:
         scores |= score_retrieval(question, found)
     if shown:
