@@ -111,7 +111,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
     if not path.is_file():
         return []
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [_prediction(json.loads(line)) for line in whole.splitlines()]
+    return [_prediction(json.loads(line)) for line in whole.split("\n") if line]  # a question may hold other line ends
 
 
 def to_json(value: Prediction | Summary) -> dict[str, Any]:
