@@ -148,6 +148,16 @@ def test_signs_are_all_tried_where_they_are_few():
     assert paired_bootstrap([0.0, 0.0, 0.25], [0.75, 0.5, 0.0]).p == 4 / 8
 
 
+def test_sums_that_differ_by_rounding_are_as_extreme():
+    gains = [0.3, 0.1, 0.2, 0.7]
+    for order in itertools.permutations(gains):
+        assert paired_bootstrap([0.0] * 4, order).p == 2 / 16
+
+
+def test_p_is_never_0():
+    assert paired_bootstrap([0.0] * 60, [1.0] * 60).p == 1 / 10_001
+
+
 def test_runs_that_agree_everywhere_differ_by_chance():
     same = paired_bootstrap([0.3, 1.0, 0.0], [0.3, 1.0, 0.0])
     assert (same.value, same.low, same.high, same.p, same.n) == (0, 0, 0, 1, 3)

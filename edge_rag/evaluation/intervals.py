@@ -126,7 +126,8 @@ def area_under_risk(confidences: Floats, wrong: Floats, *, seed: int = 0, draws:
         return areas
 
     value = float(areas(np.ones((1, n)))[0])
-    return _interval(value, np.concatenate([areas(c) for c in _drawn_counts(n, draws, seed)]), n)
+    rng = np.random.default_rng(seed)
+    return _interval(value, np.concatenate([areas(c) for c in _drawn_counts(rng, n, draws, _rows(n))]), n)
 
 
 def auroc(
@@ -149,8 +150,8 @@ def auroc(
     value = float(areas(answerable[None].astype(np.float64), (~answerable)[None].astype(np.float64))[0])
     if value in (0.0, 1.0):
         return Interval(value, *_wilson(value, min(n_right, n_other)), len(answerable))
-    rights = _drawn_counts(n_right, draws, seed, rows=_rows(len(answerable)))
-    others = _drawn_counts(n_other, draws, seed + 1, rows=_rows(len(answerable)))
+    rng, rows = np.random.default_rng(seed), _rows(len(answerable))
+    rights, others = _drawn_counts(rng, n_right, draws, rows), _drawn_counts(rng, n_other, draws, rows)
     drawn = [
         areas(_spread(right, answerable), _spread(other, ~answerable))
         for right, other in zip(rights, others, strict=True)
@@ -196,11 +197,10 @@ def _confidence_figures(predictions: Sequence[Prediction], seed: int) -> dict[st
 def _replies(
     predictions: Sequence[Prediction], confidence: Callable[[Prediction], float | None]
 ) -> tuple[Floats, Floats]:
-    """Return confidence and error of each reply that has both, most confident first."""
+    """Return confidence and error of each reply that has both."""
     replies = [
         (rate, error) for p in predictions if (rate := confidence(p)) is not None and (error := _error(p)) is not None
     ]
-    replies.sort(key=lambda reply: -reply[0])
     return np.array([rate for rate, _ in replies], dtype=np.float64), np.array(
         [e for _, e in replies], dtype=np.float64
     )
@@ -232,23 +232,21 @@ def _drawn_means(x: Floats, draws: int, seed: int) -> Floats:
     n = len(x)
     values, counts = np.unique(x, return_counts=True)
     if len(values) * 8 < n:  # the same distribution, drawn faster: how often each different value comes up
-        drawn = [rng.multinomial(n, counts / n, size=rows) @ values for rows in _batches(draws, len(values))]
+        drawn = [rng.multinomial(n, counts / n, size=rows) @ values for rows in _batches(draws, _rows(len(values)))]
     else:
-        drawn = [x[rng.integers(0, n, (rows, n), dtype=np.uint32)].sum(axis=1) for rows in _batches(draws, n)]
+        drawn = [x[rng.integers(0, n, (rows, n), dtype=np.uint32)].sum(axis=1) for rows in _batches(draws, _rows(n))]
     means: Floats = np.concatenate(drawn) / n
     return means
 
 
-def _drawn_counts(n: int, draws: int, seed: int, *, rows: int = 0) -> Iterator[Floats]:
-    """Yield bootstrap samples of n things as (rows, n): how often each is in the sample."""
-    rng = np.random.default_rng(seed)
-    for size in _batches(draws, n, rows):
+def _drawn_counts(rng: np.random.Generator, n: int, draws: int, rows: int) -> Iterator[Floats]:
+    """Yield bootstrap samples of n things as (at most rows, n): how often each is in the sample."""
+    for size in _batches(draws, rows):
         taken = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         yield np.bincount(taken.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
-def _batches(draws: int, width: int, rows: int = 0) -> Iterator[int]:
-    rows = rows or _rows(width)
+def _batches(draws: int, rows: int) -> Iterator[int]:
     for start in range(0, draws, rows):
         yield min(rows, draws - start)
 
@@ -275,7 +273,7 @@ def _sign_flip_p(difference: Floats, draws: int, seed: int) -> float:
         return float((np.abs(signs @ np.repeat(sizes, counts)) >= observed).mean())
     rng = np.random.default_rng(seed)
     far = 0
-    for rows in _batches(draws, len(sizes)):
+    for rows in _batches(draws, _rows(len(sizes))):
         if len(sizes) == moved:
             signs = 2 * rng.integers(0, 2, (rows, moved), dtype=np.int8) - 1
         else:  # how many of each size are positive
