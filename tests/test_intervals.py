@@ -81,6 +81,7 @@ def test_equal_scores_are_no_certainty_and_equal_counts_are_a_point():
     one = mean_interval([0.5])
     assert one.low < 0.15 and one.high > 0.85
     assert mean_interval([1.0, 1.0], scores=False).low == 1
+    assert mean_interval([250.0, 300.0]).high == 300  # milliseconds are seen to be no scores
     tokens = mean_interval([0.1, 0.1, 0.1], scores=False)
     assert tokens.low == tokens.value == tokens.high
 

@@ -304,6 +304,16 @@ def test_answers_are_looked_for_in_the_texts_found():
     assert [deeper[f"answer_recall@{k}"] for k in DEPTHS] == [0, 0, 1, 1, 1]
 
 
+def test_an_answer_of_several_parts_needs_each():
+    question = asked("Rollo and Gisela", parts=(("Rollo", "Hrolf"), ("Gisela",)))
+    found = [*passages("x"), *passages("y", text="Gisela"), *passages("z", text="Hrolf"), *passages("w", text="Rollo")]
+    assert scored(question, "Gisela and Hrolf")["contains"] == 1
+    assert scored(question, "Hrolf and Rollo")["contains"] == 0
+    assert [scored(question, found=found)[f"answer_recall@{k}"] for k in DEPTHS] == [0, 1, 1, 1, 1]
+    assert scored(question, shown=found)["answer_shown"] == 1
+    assert scored(question, shown=found[:2])["answer_shown"] == 0
+
+
 def test_ndcg_goes_by_graded_relevance():
     scores = scored(asked(relevance={"a": 2, "b": 1, "c": 0}), found=passages("b", "c", "a"))
     assert scores["ndcg@10"] == pytest.approx((1 + 2 / math.log2(4)) / (2 + 1 / math.log2(3)))

@@ -39,7 +39,7 @@ class PairedDifference:
 def mean_interval(
     values: Sequence[float] | Floats, *, seed: int = 0, draws: int = DRAWS, scores: bool = True
 ) -> Interval:
-    """Return the mean and its 95% interval. `scores`: the values lie between 0 and 1 by definition, as counts do not.
+    """Return the mean and its 95% interval. `scores`: the values lie between 0 and 1 by definition, as tokens or times do not.
 
     Where fewer than FEWEST_APART scores differ from the most common one, the interval is Wilson's. Of other values that are all
     equal it is a point, which says only that there is no spread to go by.
@@ -49,7 +49,7 @@ def mean_interval(
         raise ValueError("the mean of no values")
     mean = float(x.mean())
     apart = len(x) - int(np.unique(x, return_counts=True)[1].max())
-    if scores and apart < FEWEST_APART:
+    if scores and apart < FEWEST_APART and x.min() >= 0 and x.max() <= 1:
         return Interval(mean, *_wilson(mean, len(x)), len(x))
     if not apart:
         return Interval(mean, mean, mean, len(x))

@@ -170,10 +170,8 @@ def score_retrieval(question: Question, found: Sequence[SetPassage]) -> dict[str
     if best:
         scores[f"ndcg@{NDCG_DEPTH}"] = _discounted([max(0, grades.get(id, 0)) for id in ids]) / best
     if _has_answer_text(question):
-        hit = next(
-            (n for n, text in enumerate(texts[: max(DEPTHS)]) if contains_answer(text, question.answers)), math.inf
-        )
-        scores |= {f"answer_recall@{k}": float(hit < k) for k in DEPTHS}
+        hit = _answered_by(question, texts[: max(DEPTHS)])
+        scores |= {f"answer_recall@{k}": float(hit <= k) for k in DEPTHS}
     return scores
 
 
@@ -187,7 +185,7 @@ def score_grounding(
     if gold:
         scores["gold_shown"] = len(gold & {passage.id for passage in shown}) / len(gold)
     if _has_answer_text(question):
-        scores["answer_shown"] = float(any(contains_answer(text, question.answers) for text in texts))
+        scores["answer_shown"] = float(_answered_by(question, texts) <= len(texts))
     if gold and cited:
         scores["citation_precision"] = len(gold & set(cited)) / len(set(cited))
     if gold and squad_words(answer):
@@ -204,6 +202,12 @@ def score_grounding(
 
 def _has_answer_text(question: Question) -> bool:
     return question.answerable and bool(question.answers) and not asks_verdict(question.answers)
+
+
+def _answered_by(question: Question, texts: Sequence[str]) -> float:
+    """Return how many of the texts it takes to find the answer, or every part of it; infinity if all are too few."""
+    parts = question.parts or (question.answers,)
+    return max(next((n for n, text in enumerate(texts, 1) if contains_answer(text, part)), math.inf) for part in parts)
 
 
 def _f1_squad(said: Sequence[str], right: Sequence[str]) -> float:
