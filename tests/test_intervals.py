@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from edge_rag.answering import NOT_FOUND
 from edge_rag.evaluation.intervals import (
     CURVE_POINTS,
     area_under_risk,
@@ -335,8 +336,8 @@ def test_replies_are_wrong_by_containment_by_verdict_and_by_refusal():
         [
             predicted(confidence=0.9, logprob=-3.0, contains=1.0),
             predicted(confidence=0.8, logprob=-1.0, contains=1.0, accuracy=0.0),  # "no doubt: yes" contains "no"
-            predicted(confidence=0.7, logprob=-4.0, answerable=False, refused=True),
-            predicted(confidence=0.6, logprob=-2.0, answerable=False),
+            predicted(confidence=0.7, logprob=-4.0, answerable=False, refused=True, answer=NOT_FOUND),
+            predicted(confidence=0.6, logprob=-2.0, answerable=False, refused=True),  # by the rule alone
             predicted(confidence=None, contains=0.0),
             predicted(confidence=0.5),  # nothing to judge it by
         ]

@@ -11,6 +11,7 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_rag.answering import NOT_FOUND
 from edge_rag.evaluation.question_sets import Question, SetPassage
 from edge_rag.evaluation.scoring import (
     DEPTHS,
@@ -412,6 +413,12 @@ def test_questions_without_an_answer_have_no_text_scores():
     plausible = asked("Rollo", answerable=False)  # some sets name what a careless reader would answer
     assert scored(plausible, "Rollo", shown=passages("x")) == {}
     assert not {"em", "contains", "f1", "answer_shown"} & set(scored(asked(), "Rollo", shown=passages("x")))
+
+
+def test_a_refusal_rests_on_nothing():
+    scores = scored(asked("Rollo", gold=("g",)), NOT_FOUND, shown=passages("g"))
+    assert not {"citation_recall", "k_precision", "k_precision_new"} & set(scores)
+    assert scores["em"] == scores["contains"] == 0 and scores["gold_shown"] == 1
 
 
 def test_every_score_has_its_line():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edge_rag.answering import NOT_FOUND
 from edge_rag.evaluation.predictions import Interval, Prediction
 from edge_rag.evaluation.scoring import METRICS, squad_words
 
@@ -81,7 +82,8 @@ def summarise(
 
     A point of the curve is (share of questions answered, share of these whose reply is wrong), most confident first; questions
     of equal confidence are taken as if in random order. A reply to an answerable question is wrong unless it contains a right
-    answer (of a yes/no question: the right verdict); one to an unanswerable question is wrong unless it is a refusal.
+    answer (of a yes/no question: the right verdict); one to an unanswerable question is wrong unless the generator itself
+    refuses. That the rule would refuse does not make a reply right here: the curve is there to choose the rule's threshold by.
     """
     found: dict[str, Interval] = {}
     for name in {name for p in predictions for name in p.scores}:
@@ -208,7 +210,7 @@ def _replies(
 
 def _error(p: Prediction) -> float | None:
     if not p.answerable:
-        return float(not p.refused)
+        return float(NOT_FOUND not in p.output and bool(squad_words(p.answer)))
     right = p.scores.get("accuracy", p.scores.get("contains"))  # "no" also stands in "no doubt: yes"
     return None if right is None else 1 - right
 

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from edge_rag.answering import NOT_FOUND
 from edge_rag.evaluation.question_sets import Question, SetPassage
 
 DEPTHS = (1, 3, 5, 10, 20)
@@ -188,9 +189,10 @@ def score_grounding(
         scores["answer_shown"] = float(_answered_by(question, texts) <= len(texts))
     if gold and cited:
         scores["citation_precision"] = len(gold & set(cited)) / len(set(cited))
-    if gold and squad_words(answer):
+    refused = NOT_FOUND in answer  # claims nothing, so there is nothing to cite or to hold
+    if gold and squad_words(answer) and not refused:
         scores["citation_recall"] = len(gold & set(cited)) / len(gold)
-    if question.answerable:
+    if question.answerable and not refused:
         said, held = squad_words(answer), Counter(squad_words("\n".join(texts)))
         asked = set(squad_words(question.question))
         new = [word for word in said if word not in asked]
