@@ -217,6 +217,11 @@ def test_aurc_by_hand():
     assert area.low <= area.value <= area.high
 
 
+def test_replies_that_are_all_right_are_no_certainty():
+    area = area_under_risk(np.array([0.9, 0.8, 0.7]), np.zeros(3))
+    assert area.value == area.low == 0 and area.high > 0.5
+
+
 def test_aurc_is_the_mean_over_all_orders_that_ties_allow():
     rng = random.Random(6)
     for _ in range(60):
