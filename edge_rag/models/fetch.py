@@ -108,13 +108,13 @@ def _converted(entry: Entry, manifest: store.Manifest, report: Progress) -> Path
     path = store.model_folder(entry.name) / manifest.file
     if not entry.requantize or f".{entry.requantize}." in manifest.file:
         return path
-    from edge_rag.models import gguf
+    from edge_rag.models import quantise
 
     better = path.with_name(f"{entry.name}.{entry.requantize}.gguf")
     temporary = better.with_name(better.name + ".part")
     report("convert", 0, 0, f"{path.name} to {entry.requantize}")
     try:
-        gguf.requantize(path, temporary, entry.requantize)
+        quantise.requantize(path, temporary, entry.requantize)
     except MissingExtraError:
         return path  # the next pull with llama.cpp installed converts what is here
     temporary.replace(better)

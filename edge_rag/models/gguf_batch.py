@@ -1,0 +1,317 @@
+"""Many answers of a GGUF as fast as this processor can: for evaluation and for making training data.
+
+Each worker thread has a context of its own with one llama.cpp thread and several sequences: while one prompt after
+another is read, all answers of the worker are written together, a token of each at a time. Threads never wait for each
+other inside a token, which is what costs a small model most of what more cores could give.
+
+Prompts are sorted by their tokens, so that neighbours begin alike; each worker goes through a stretch of that order
+and takes over keys and values for what a prompt shares with one that it still holds. A worker without work takes over
+half of what the slowest has left.
+"""
+
+import math
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.errors import EdgeRagError, ModelError, UsageError
+from edge_rag.interfaces import Message
+from edge_rag.models.cores import usable_cores
+from edge_rag.models.gguf_native import TOGETHER, NativeContext, NativeModel, pieces
+from edge_rag.models.gguf_vocabulary import Draft, Vocabulary, common_prefix
+
+SEQUENCES = 8  # answers that a worker writes together
+WORTH_COPYING = 16  # shared tokens; to copy keys and values takes as long as to compute a few of them
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    text: str
+    prompt_tokens: int
+    answer_tokens: int  # without the one that says that the answer ends
+    logprob: float  # mean over the answer's tokens and, if the model ended it, its end; 0.0 if nothing was generated
+
+
+class GgufBatch:
+    """Greedy answers to many prompts at once.
+
+    What is generated for a prompt depends on the model, the adapter, the prompt and max_tokens, to the last bit of
+    `logprob`: not on the other prompts of the call, their order, the number of threads, or earlier calls.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int = 0, context_tokens: int = 2048, lora: Path | None = None, name: str = ""
+    ) -> None:
+        self.name = name or path.stem
+        self.context_tokens = context_tokens
+        self._threads = usable_cores(threads)
+        self._model = NativeModel(path, lora=lora)
+        self._vocabulary = Vocabulary(self._model, self.name)
+        self._workers: list[threading.Thread] = []
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "GgufBatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the native memory back. May be called twice."""
+        self._end_workers()
+        self._model.close()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self._vocabulary.prompt_tokens(messages))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_tokens: int,
+        on_done: Callable[[int, Generated], None] | None = None,
+    ) -> list[Generated]:
+        """Return the answers in the order of the prompts.
+
+        `on_done` gets each of them, with the index of its prompt, as soon as it is there, in the calling thread. What it
+        raises, and Ctrl-C, end the call; so does the first error of a worker.
+        """
+        tokens = [self._vocabulary.prompt_tokens(messages) for messages in prompts]
+        for number, prompt in enumerate(tokens):
+            if len(prompt) + max_tokens > self.context_tokens:
+                raise UsageError(
+                    f"prompt {number} (counted from 0) has {len(prompt)} tokens: with an answer of {max_tokens} it does"
+                    f" not fit into {self.context_tokens}",
+                    mend="show it fewer passages, or raise context_tokens",
+                )
+        done: dict[int, Generated] = {}
+        results = self._start_workers(tokens, max_tokens)
+        try:
+            while len(done) < len(tokens):
+                index, result = _next(results)
+                if isinstance(result, BaseException):
+                    raise _as_model_error(result) from result
+                done[index] = result
+                if on_done is not None:
+                    on_done(index, result)
+        finally:
+            self._end_workers()
+        return [done[index] for index in range(len(tokens))]
+
+    def _start_workers(self, tokens: list[list[int]], max_tokens: int) -> "_Results":
+        results: _Results = queue.SimpleQueue()
+        n = min(self._threads, len(tokens))
+        room = max(map(len, tokens), default=0) + max_tokens
+        shares = _Shares(tokens, n)
+        self._stop.clear()
+        self._workers = [
+            threading.Thread(
+                target=self._work,
+                args=(number, shares, tokens, room, max_tokens, results),
+                name=f"{self.name} {number}",
+            )
+            for number in range(n)
+        ]
+        for worker in self._workers:
+            worker.start()
+        return results
+
+    def _end_workers(self) -> None:
+        self._stop.set()
+        for worker in self._workers:
+            worker.join()
+        self._workers = []
+
+    def _work(
+        self, number: int, shares: "_Shares", tokens: list[list[int]], room: int, max_tokens: int, results: "_Results"
+    ) -> None:
+        try:
+            context = self._model.open_context(
+                tokens=room, sequences=max(TOGETHER, min(SEQUENCES, len(tokens))), read_threads=1, write_threads=1
+            )
+            try:
+                worker = _Worker(context, self._vocabulary, max_tokens, self._stop, results)
+                worker.run(lambda: shares.take(number), tokens)
+            finally:
+                context.close()
+        except BaseException as error:
+            results.put((-1, error))
+
+
+_Results = queue.SimpleQueue[tuple[int, Generated | BaseException]]
+
+
+def _next(results: _Results) -> tuple[int, Generated | BaseException]:
+    while True:
+        try:
+            return results.get(timeout=0.2)  # Windows tells of Ctrl-C only between waits
+        except queue.Empty:
+            pass
+
+
+def _as_model_error(error: BaseException) -> EdgeRagError:
+    if isinstance(error, EdgeRagError):
+        return error
+    return ModelError(f"a worker failed: {type(error).__name__}: {error}")
+
+
+class _Shares:
+    """Which worker answers which prompt."""
+
+    def __init__(self, tokens: list[list[int]], n_workers: int) -> None:
+        self._lock = threading.Lock()
+        order = sorted(range(len(tokens)), key=tokens.__getitem__)
+        cost, costs = 0, []
+        for i, index in enumerate(order):
+            shared = common_prefix(tokens[order[i - 1]], tokens[index]) if i else 0
+            cost += len(tokens[index]) - shared
+            costs.append(cost)
+        self._left: list[deque[int]] = [deque() for _ in range(n_workers)]
+        for index, until in zip(order, costs, strict=True):
+            self._left[min(n_workers - 1, until * n_workers // (cost + 1))].append(index)
+
+    def take(self, worker: int) -> int | None:
+        """Return the next prompt of a worker; None if all have been taken."""
+        with self._lock:
+            own = self._left[worker]
+            if not own:
+                most = max(self._left, key=len)
+                own.extendleft([most.pop() for _ in range(-(-len(most) // 2))])
+            return own.popleft() if own else None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What is written for one prompt."""
+
+    index: int  # of the prompt
+    draft: Draft
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+
+    def add(self, logits: npt.NDArray[np.float32]) -> None:
+        """Take the likeliest token."""
+        token = int(np.argmax(logits))
+        self.text += self.draft.add(token)
+        self.logprobs.append(_logprob(logits, token))
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """A place for one prompt and its answer in a worker's context."""
+
+    number: int
+    held: list[int] = field(default_factory=list)  # the prompt whose keys and values are here, without its answer
+    answer: _Answer | None = None  # in the making
+
+    @property
+    def last_token(self) -> int:
+        return self.answer.draft.tokens[-1] if self.answer else 0
+
+    @property
+    def last_position(self) -> int:
+        return len(self.held) + (len(self.answer.draft.tokens) - 1 if self.answer else 0)
+
+
+class _Worker:
+    """One thread's part: reads prompts one at a time, and writes all their answers together."""
+
+    def __init__(
+        self,
+        context: NativeContext,
+        vocabulary: Vocabulary,
+        max_tokens: int,
+        stop: threading.Event,
+        results: _Results,
+    ) -> None:
+        self._context = context
+        self._vocabulary = vocabulary
+        self._max_tokens = max_tokens
+        self._stop = stop
+        self._results = results
+        self._sequences = [_Sequence(number) for number in range(context.n_sequences)]
+
+    def run(self, take: Callable[[], int | None], tokens: list[list[int]]) -> None:
+        """Answer prompts until none is left, or until it is to stop."""
+        more = True
+        while not self._stop.is_set():
+            free = [s for s in self._sequences if s.answer is None]
+            index = take() if more and free else None
+            if index is not None:
+                self._begin(index, tokens[index], free)
+            elif len(free) < len(self._sequences):
+                more = more and not free
+                self._go_on()
+            else:
+                return
+
+    def _begin(self, index: int, prompt: list[int], free: list[_Sequence]) -> None:
+        """Read a prompt, and take the first token of its answer."""
+        sequence, keep = self._place(prompt, free)
+        for start, end in pieces(keep, len(prompt)):
+            if self._stop.is_set():
+                return
+            self._context.read(sequence.number, start, prompt[start:end])
+        sequence.held = prompt
+        sequence.answer = _Answer(index, Draft(self._vocabulary, self._max_tokens))
+        if not sequence.answer.draft.is_finished:
+            sequence.answer.add(self._context.logits(0))
+        self._report_if_finished(sequence)
+
+    def _place(self, prompt: list[int], free: list[_Sequence]) -> tuple[_Sequence, int]:
+        """Choose a free sequence, and let it hold as much of the prompt's beginning as is held anywhere."""
+        shared = {s.number: common_prefix(s.held, prompt) for s in self._sequences}
+        chosen = max(free, key=lambda s: shared[s.number])
+        richest = max(self._sequences, key=lambda s: shared[s.number])
+        keep = shared[chosen.number]
+        if shared[richest.number] >= keep + WORTH_COPYING:
+            self._context.copy(richest.number, chosen.number)
+            keep = shared[richest.number]
+            chosen.held = self._sequences[richest.number].held
+        self._cut(chosen, max(0, min(keep, len(prompt) - TOGETHER)))
+        return chosen, len(chosen.held)
+
+    def _go_on(self) -> None:
+        """Take one more token of every answer.
+
+        llama.cpp computes neighbouring sequences together, so those between take part, and a single answer gets company:
+        how a token is computed must not depend on how many others are still being written.
+        """
+        busy = [s.number for s in self._sequences if s.answer is not None]
+        first = min(busy[0], len(self._sequences) - TOGETHER)
+        together = self._sequences[first : max(busy[-1] + 1, first + TOGETHER)]
+        self._context.write([(s.last_token, s.last_position, s.number) for s in together])
+        for row, sequence in enumerate(together):
+            if sequence.answer is None:
+                self._cut(sequence, len(sequence.held))
+            else:
+                sequence.answer.add(self._context.logits(row))
+                self._report_if_finished(sequence)
+
+    def _report_if_finished(self, sequence: _Sequence) -> None:
+        answer = sequence.answer
+        if answer is None or not answer.draft.is_finished:
+            return
+        mean = sum(answer.logprobs) / len(answer.logprobs) if answer.logprobs else 0.0
+        generated = Generated(answer.text, len(sequence.held), len(answer.draft.tokens), mean)
+        self._results.put((answer.index, generated))
+        sequence.answer = None
+        self._cut(sequence, len(sequence.held))
+
+    def _cut(self, sequence: _Sequence, keep: int) -> None:
+        """Let a sequence hold no more than the beginning of its prompt."""
+        if not self._context.forget(sequence.number, keep):  # recurrent models cannot go back
+            self._context.forget(sequence.number)
+            keep = 0
+        sequence.held = sequence.held[:keep]
+
+
+def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+    highest = logits[token]
+    return -math.log(float(np.exp(logits - highest).sum(dtype=np.float64)))

@@ -1,0 +1,134 @@
+"""Messages to tokens, and tokens to text: what every answer of a GGUF goes through, one at a time or many at once."""
+
+import codecs
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from edge_rag.errors import ModelError, UsageError
+from edge_rag.interfaces import Message
+from edge_rag.models.gguf_native import NativeModel
+
+
+class Vocabulary:
+    """The tokeniser and the chat template of one model. Any number of threads may use it."""
+
+    def __init__(self, model: NativeModel, name: str) -> None:
+        self._model = model
+        self._name = name
+        self._llama = llama = model.llama
+        self._vocab = llama.llama_model_get_vocab(model.pointer)
+        self._add_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
+        self._bos = self._special_text(llama.llama_vocab_bos(self._vocab))
+        self._template = _compile_template(llama.llama_model_chat_template(model.pointer, None), str(model.path))
+
+    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Render the chat template up to where the answer begins."""
+        if not self._model.is_open:
+            raise ModelError(f"{self._name} has been closed")
+        chat = [{"role": m.role, "content": self._defused(m.content)} for m in messages]
+        text: str = self._template.render(
+            messages=chat, add_generation_prompt=True, bos_token=self._bos, eos_token="", enable_thinking=False
+        )
+        has_bos = bool(self._bos) and text.startswith(self._bos)
+        return self.tokenize(text, add_special=self._add_bos and not has_bos)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        size = len(data) + 8  # never more tokens than bytes, BOS and EOS apart
+        tokens = (self._llama.llama_token * size)()
+        n = self._llama.llama_tokenize(self._vocab, data, len(data), tokens, size, add_special, True)
+        if n < 0:
+            raise ModelError(f"{self._name}: the text cannot be tokenised")
+        return list(tokens[:n])
+
+    def is_end(self, token: int) -> bool:
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    def _defused(self, content: str) -> str:
+        """Break up what the tokenizer would take for a control token, so that no document can end its own message."""
+        controls = {t for t in self.tokenize(content, add_special=False) if self._is_control(t)}
+        while controls:
+            for token in controls:
+                text = self._special_text(token)
+                content = content.replace(text, f"{text[0]} {text[1:]}")
+            controls = {t for t in self.tokenize(content, add_special=False) if self._is_control(t)} - controls
+        return content
+
+    def _is_control(self, token: int) -> bool:
+        return bool(self._llama.llama_vocab_is_control(self._vocab, token)) or self.is_end(token)
+
+    def _special_text(self, token: int) -> str:
+        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+class Draft:
+    """An answer in the making: tokens go in until it is finished, text of whole characters comes out."""
+
+    def __init__(self, vocabulary: Vocabulary, max_tokens: int) -> None:
+        self._vocabulary = vocabulary
+        self._max_tokens = max_tokens
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.tokens: list[int] = []  # without the one that says that the answer ends
+        self.is_finished = max_tokens <= 0
+
+    def add(self, token: int) -> str:
+        """Take the next token; return the characters that it completes."""
+        text = ""
+        if self._vocabulary.is_end(token):
+            self.is_finished = True
+        else:
+            self.tokens.append(token)
+            if is_loop(self.tokens):
+                self.is_finished = True
+            else:
+                text = self._characters.decode(self._vocabulary.piece(token))
+                self.is_finished = len(self.tokens) >= self._max_tokens
+        return text + self._characters.decode(b"", final=True) if self.is_finished else text
+
+
+def is_loop(tokens: Sequence[int]) -> bool:
+    """Tell whether the tokens end in one stretch over and over: 3 times, or up to 16 times if it is a short one."""
+    for length in range(1, min(64, len(tokens) // 3) + 1):
+        times = max(3, -(-16 // length))
+        if len(tokens) >= length * times:
+            tail = tokens[-length * times :]
+            if all(tail[i] == tail[i - length] for i in range(length, len(tail))):
+                return True
+    return False
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def _compile_template(template: bytes | None, path: str) -> Any:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if not template:
+        raise ModelError(f"{path} has no chat template", mend="use an instruction-tuned model")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: ""
+    try:
+        return environment.from_string(template.decode("utf-8", "replace"))
+    except TemplateError as error:
+        raise ModelError(f"{path}: its chat template cannot be read: {error}", mend="use another model") from error
+
+
+def _raise_exception(message: str) -> None:
+    raise UsageError(f"the model's chat template refuses these messages: {message}")
