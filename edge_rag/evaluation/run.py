@@ -219,8 +219,8 @@ def _finish(folder: Path, arm: Arm, cases: Sequence[Case], plan: Plan, spent: Sp
     metrics, curve = summarise(predictions)
     timings: dict[str, Interval] = {}
     if times:
-        timings["first_token_ms"] = mean_interval([t.first_token_ms for t in times])
-        timings["total_ms"] = mean_interval([t.total_ms for t in times])
+        timings["first_token_ms"] = mean_interval([t.first_token_ms for t in times], scores=False)
+        timings["total_ms"] = mean_interval([t.total_ms for t in times], scores=False)
     summary = Summary(
         n=len(predictions),
         metrics=metrics,
