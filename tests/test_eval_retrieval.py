@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -400,3 +402,14 @@ def test_a_set_that_does_not_say_what_is_right_is_refused(data: Path) -> None:
         retrieval_table.measure(
             [load_set("tales")], k=20, peers=(), fp32=None, embedder=HashEmbedder(), settings=SETTINGS, command=""
         )
+
+
+def test_the_command_prints_the_table(data: Path, home: Path) -> None:
+    table(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_rag", "-q", "eval", "search", "tales", "--part", "all", "--limit", "3", "-k", "10"],
+        capture_output=True, text=True, encoding="utf-8", timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| nDCG@10, tales, 40 passages, n = 3 |" in done.stdout
+    assert "edge-rag -q eval search tales" in done.stdout

@@ -13,6 +13,7 @@ from edge_rag.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_rag.evaluation.arms import Arm
+    from edge_rag.evaluation.question_sets import Part, QuestionSet
 
 
 class RunByDefault(TyperGroup):
@@ -158,6 +159,51 @@ def report(
     else:
         write_report(found, out)
         print(out)
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    sets: Annotated[list[str], typer.Argument(help="Question sets with a corpus, as for eval run.", metavar="SET...")],
+    part: Annotated[str, typer.Option(help="all, or the dev or train questions.", metavar="PART")] = "dev",
+    limit: Annotated[int | None, typer.Option(help="At most so many questions of each set.", min=1)] = None,
+    k: Annotated[int, typer.Option("-k", help="Passages of each ranking that count.", min=1, max=100)] = 20,
+    peers: Annotated[
+        str,
+        typer.Option(help="bm25s (needs that package), fp32 (needs --fp32), with commas between.", metavar="PEER,..."),
+    ] = "",
+    fp32: Annotated[
+        Path | None,
+        typer.Option(help="fp32 ONNX file of the embedder (edge_rag.export.embedder_fp32).", metavar="MODEL.onnx"),
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure what the library finds by words, by vectors and by both, beside peers.
+
+    Example: edge-rag eval search scifact nq_gold --peers bm25s
+    """
+    from edge_rag.evaluation import retrieval_table
+    from edge_rag.evaluation.figures import markdown
+    from edge_rag.models import open_embedder
+
+    settings = settings_of(context)
+    report = retrieval_table.measure(
+        [_at_most(limit, spec, _one_of("--part", part, ("all", "dev", "train"))) for spec in dict.fromkeys(sets)], k=k,
+        peers=[peer.strip() for peer in peers.split(",") if peer.strip()], fp32=fp32,
+        embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings, command=_command(),
+        progress=progress_of(context),
+    )  # fmt: skip
+    if json:
+        print_json(report)
+    else:
+        print(markdown(report, crossed=True))
+
+
+def _at_most(limit: int | None, spec: str, part: "Part") -> "QuestionSet":
+    from edge_rag.evaluation.question_sets import load_set
+
+    found = load_set(spec, part=part)
+    return found if limit is None or len(found.questions) <= limit else load_set(spec, part=part, limit=limit)
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
