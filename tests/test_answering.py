@@ -1,6 +1,7 @@
 """Retrieval, citation, budget, abstention and chat, on a real library with the deterministic twins of the models."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,10 +136,41 @@ def test_words_and_meaning_are_fused(library: Library) -> None:
 
 
 def test_first_in_both_rankings_scores_one_and_each_passage_comes_once() -> None:
-    a, b, c = passage("a", 1), passage("b", 2), passage("c", 3)
-    fused = fuse([[a, b], [a, c]])
+    a, b, c = (replace(passage("text", n), score=1 / n) for n in (1, 2, 3))
+    fused = fuse([[a, b], [a, c]], 10)
     assert [p.chunk_id for p in fused] == [1, 2, 3]
     assert fused[0].score == pytest.approx(1.0)
+
+
+def ranking(*scores: tuple[int, float]) -> list[Passage]:
+    return [replace(passage("text", n), score=score) for n, score in scores]
+
+
+def fused_scores(*rankings: list[Passage], depth: int, weights: list[float] | None = None) -> dict[int, float]:
+    return {p.chunk_id: round(p.score, 6) for p in fuse(rankings, depth, weights)}
+
+
+def test_how_far_the_best_stands_out_decides_between_two_searches() -> None:
+    sure, unsure = ranking((1, 8.0), (2, 4.0), (3, 2.0)), ranking((2, 0.80), (1, 0.76), (4, 0.4))
+    assert fused_scores(sure, unsure, depth=3) == {1: 0.975, 2: 0.75, 3: 0.375, 4: 0.375}
+
+
+def test_a_full_ranking_leaves_out_what_may_be_as_good_as_its_last() -> None:
+    one, other = ranking((1, 4.0), (2, 3.0)), ranking((3, 0.5), (4, 0.4))
+    assert fused_scores(one, other, depth=2) == {1: 0.9, 2: 0.775, 3: 0.875, 4: 0.775}
+    assert fused_scores(one, other, depth=3) == {1: 0.5, 2: 0.375, 3: 0.5, 4: 0.4}
+
+
+def test_empty_rankings_and_scores_below_zero_fuse() -> None:
+    assert fused_scores(ranking((1, 2.0), (2, 2.0)), [], depth=2) == {1: 0.5, 2: 0.5}
+    assert fused_scores(ranking((1, 0.5), (2, -0.5)), depth=40) == {1: 1.0, 2: 0.0}
+    assert [*fused_scores(ranking((2, -0.1), (1, -0.5)), depth=40)] == [2, 1]
+    assert fused_scores([], [], depth=2) == {}
+
+
+def test_the_heavier_ranking_decides() -> None:
+    one, other = ranking((1, 2.0), (2, 1.0)), ranking((2, 2.0), (1, 1.0))
+    assert fused_scores(one, other, depth=2, weights=[2.0, 1.0]) == {1: 0.833333, 2: 0.666667}
 
 
 # --- budget ---

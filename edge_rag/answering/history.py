@@ -72,5 +72,5 @@ def retrieve_with_history(
     if not leans_on_history(question):
         return alone
     joined = retrieve(library, with_history(question, history), k, candidates=candidates, filters=filters)
-    passages = fuse([joined.passages, alone.passages], weights=[2.0, 1.0])[:k]
+    passages = fuse([joined.passages, alone.passages], k, weights=[2.0, 1.0])[:k]
     return Retrieval(tuple(passages), joined.question_vector, {**alone.cosines, **joined.cosines})
