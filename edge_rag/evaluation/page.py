@@ -4,6 +4,7 @@ Texts are escaped by `text`, and only there; every other string that is passed o
 forbids scripts and requests, whatever a text may hold.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -17,6 +18,11 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-
 def text(value: object, most: int = 0) -> str:
     """Escape a text, on one line and cut where it is longer than `most`, and keep its direction to itself."""
     return f"<bdi>{_escaped(value, most)}</bdi>"
+
+
+def name(value: object) -> str:
+    """Escape the name of a set or an arm, which may be long: lines break between its parts."""
+    return f"<bdi>{re.sub('([/+:])', r'\\1<wbr>', _escaped(value))}</bdi>"
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -41,20 +47,24 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
-def section(name: str, title: str, body: Iterable[str]) -> list[str]:
+def section(anchor: str, title: str, body: Iterable[str]) -> list[str]:
     """Return a section with a heading that links lead to; nothing where it would be empty."""
     parts = list(body)
     return (
-        [f'<section aria-labelledby="{name}">', f'<h2 id="{name}">{title}</h2>', *parts, "</section>"] if parts else []
+        [f'<section aria-labelledby="{anchor}">', f'<h2 id="{anchor}">{title}</h2>', *parts, "</section>"]
+        if parts
+        else []
     )
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[str], note: str = "") -> str:
-    """Wrap rows into a table that scrolls inside its own box. The first cell of the head stands over the rows' names."""
-    caption = f"<caption>{note}</caption>" if note else ""
+    """Wrap rows into a table that scrolls inside its own box, a note below it. The head begins with that of the rows' names."""
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{_escaped(label, 200)}">\n<table>{caption}\n'
-        f"<thead><tr>{''.join(head)}</tr></thead>\n" + "\n".join(rows) + "\n</table>\n</div>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{_escaped(label, 200)}">\n<table>\n'
+        f"<thead><tr>{''.join(head)}</tr></thead>\n"
+        + "\n".join(rows)
+        + "\n</table>\n</div>"
+        + (f'\n<p class="soft">{note}</p>' if note else "")
     )
 
 
@@ -89,13 +99,13 @@ def plots(figures: Iterable[str]) -> list[str]:
     return ['<div class="plots">', *found, "</div>"] if found else []
 
 
-def pairs(found: Iterable[tuple[str, str]], kind: str = "pairs") -> str:
-    rows = (f"<dt>{name}</dt><dd>{value}</dd>" for name, value in found)
-    return f"<dl{_class(kind)}>{''.join(rows)}</dl>"
+def pairs(found: Iterable[tuple[str, str]]) -> str:
+    rows = (f"<dt>{term}</dt><dd>{value}</dd>" for term, value in found)
+    return f'<dl class="pairs">{"".join(rows)}</dl>'
 
 
-def details(summary: str, body: Iterable[str], kind: str = "", name: str = "") -> str:
-    named = f' id="{name}"' if name else ""
+def details(summary: str, body: Iterable[str], kind: str = "", anchor: str = "") -> str:
+    named = f' id="{anchor}"' if anchor else ""
     return f"<details{_class(kind)}{named}><summary>{summary}</summary>\n" + "\n".join(body) + "\n</details>"
 
 

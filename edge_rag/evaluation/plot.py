@@ -87,7 +87,8 @@ def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series], frame: Fra
     ends = list[tuple[float, float, str, str]]()
     for number, s in enumerate(drawn):
         inside = [(px, py) for px, py in s.points if x_scale.holds(px) and y_scale.holds(py)]
-        parts += _line(s, inside, x_scale, y_scale, number)
+        aside = 4.0 * (number - (len(drawn) - 1) / 2) if frame.in_page and s.ranges else 0.0
+        parts += _line(s, inside, x_scale, y_scale, number, aside)
         if inside:
             ends.append((y_scale.at(inside[-1][1]), x_scale.at(inside[-1][0]), s.name, _colour(number)))
     said = "; ".join(f"{s.name}: {_shown(s.points[0][1])} to {_shown(s.points[-1][1])}" for s in drawn)
@@ -108,7 +109,7 @@ def scatter_plot(title: str, x: Axis, y: Axis, dots: Sequence[Dot], frame: Frame
         parts.append(_mark(0, at_x, at_y, 5))
     parts.append("</g>")
     said = "; ".join(f"{d.name}: {_shown(d.y)} at {_shown(d.x)}" for d in dots)
-    return _picture(title, said, [*parts, *_names_near(dots, places, frame)], frame, frame.height)
+    return _picture(title, said, [*parts, *_names_near(dots, places, y_scale, frame)], frame, frame.height)
 
 
 def row_plot(title: str, x: Axis, kinds: Sequence[str], rows: Sequence[Row], frame: Frame = IN_PAGE) -> str:
@@ -223,9 +224,12 @@ def _axis_labels(x: Axis, y: Axis, frame: Frame) -> Iterator[str]:
     )
 
 
-def _line(series: Series, inside: Sequence[tuple[float, float]], x: _Scale, y: _Scale, number: int) -> Iterator[str]:
+def _line(
+    series: Series, inside: Sequence[tuple[float, float]], x: _Scale, y: _Scale, number: int, aside: float
+) -> Iterator[str]:
+    """Draw a line, its marks and its error bars; these stand `aside` where lines share their places on the x axis."""
     width = 3 if number == 0 else 2
-    places = [(x.at(px), y.at(py)) for px, py in inside]
+    places = [(x.at(px) + aside, y.at(py)) for px, py in inside]
     yield f"<g {_style(number)}>"
     yield (
         f'<polyline points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in places)}" fill="none" stroke="currentColor"'
@@ -233,10 +237,10 @@ def _line(series: Series, inside: Sequence[tuple[float, float]], x: _Scale, y: _
     )
     step = 1 if len(places) <= MARKS else math.ceil(len(places) / 6)
     for px, py in places[::-step]:
-        yield _mark(number, px, py, width + 1)
+        yield _mark(number, px, py, width + 1.5)
     for (px, _), (low, high) in zip(series.points, series.ranges, strict=False):
         if x.holds(px) and y.holds(low) and y.holds(high):
-            yield _bar(x.at(px), y.at(low), y.at(high))
+            yield _bar(x.at(px) + aside, y.at(low), y.at(high))
     yield "</g>"
 
 
@@ -272,23 +276,22 @@ def _legend(names: Sequence[str], frame: Frame, *, lines: bool, top: float | Non
     return parts, at + pitch * len(names) + 4
 
 
-def _names_near(dots: Sequence[Dot], places: Sequence[tuple[float, float]], frame: Frame) -> Iterator[str]:
-    """Write each name beside its point where it touches no other name or point; where it would, leave its line out."""
+def _names_near(
+    dots: Sequence[Dot], places: Sequence[tuple[float, float]], y_scale: _Scale, frame: Frame
+) -> Iterator[str]:
+    """Write each name near its point, where it touches no other name, point or bar; a thin line leads to one that had to move."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    taken += [
+        (x - 2, y_scale.at(dot.high), x + 2, y_scale.at(dot.low)) for dot, (x, _) in zip(dots, places, strict=True)
+    ]
     high = frame.font
     for dot, (x, y) in zip(dots, places, strict=True):
         wide = _length(dot.name, frame)
         boxes = [
-            (left, middle - high / 2, left + wide, middle + high / 2)
-            for away in (1.0, 1.6, 2.4, 3.4, 4.6)
-            for left, middle in (
-                (x + 9, y + (away - 1) * high),
-                (x - 9 - wide, y + (away - 1) * high),
-                (x + 9, y - (away - 1) * high),
-                (x - 9 - wide, y - (away - 1) * high),
-                (x - wide / 2, y - away * high),
-                (x - wide / 2, y + away * high),
-            )
+            (left, y + up - high / 2, left + wide, y + up + high / 2)
+            for away in range(7)
+            for up in (-away * high, away * high)
+            for left in (x + 9 + 3 * away, x - 9 - 3 * away - wide)
         ]
         inside = [
             box

@@ -3,9 +3,9 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from edge_rag.errors import UsageError
@@ -23,11 +23,11 @@ from edge_rag.evaluation.wording import (
     differing_fields,
     distractors,
     group_of,
-    is_fraction,
     metric_label,
     number,
     run_labels,
     span,
+    unit,
 )
 
 QUESTION_BYTES = 2_000_000  # of all runs' questions in the page together
@@ -35,10 +35,21 @@ MOST_QUESTIONS = 200  # of a run
 MOST_LINES = 8  # in a plot
 CURVE_POINTS = 50
 
-_ANSWERS = ("em", "contains", "f1", "accuracy", "em_kilt", "f1_kilt", "em_with_refusals", "f1_with_refusals")
-_SUPPORT = ("citation_precision", "citation_recall", "k_precision", "k_precision_new")
-_RETRIEVAL = ("recall@", "all_gold@", "answer_recall@", "mrr", "ndcg@", "gold_shown", "answer_shown")
-_REFUSALS = ("refusal_precision", "false_refusal_rate", "missed_refusal_rate", "auroc", "aurc")
+# Metrics by table. A name that ends in @ stands for all depths.
+_ANSWERS = ("em", "contains", "f1", "accuracy", "em_with_refusals", "f1_with_refusals")
+_SUPPORT = ("gold_shown", "answer_shown", "citation_precision", "citation_recall", "k_precision", "k_precision_new")
+_RETRIEVAL = ("recall@", "all_gold@", "answer_recall@", "mrr", "ndcg@")
+_NOTHING = '<span class="soft">–</span>'
+_REFUSALS = (
+    "refusal_precision",
+    "false_refusal_rate",
+    "missed_refusal_rate",
+    "auroc",
+    "aurc",
+    "aurc_logprob",
+    "aurc_best",
+    "aurc_random",
+)
 _COST = ("prompt_tokens", "answer_tokens")
 _SAME_MODEL = ("generator", "generator_sha256", "lora", "quantised", "prompt")
 _SETTING_NAMES = {
@@ -61,7 +72,7 @@ class _Arm:
 
     @property
     def link(self) -> str:
-        return f'<a href="#{self.anchor}">{text(self.label)}</a>'
+        return f'<a href="#{self.anchor}">{page.name(self.label)}</a>'
 
 
 _Groups = dict[str, list[_Arm]]  # by the name of a set and its part
@@ -115,9 +126,9 @@ def _body(groups: _Groups) -> Iterator[str]:
         ("confidence", "Confidence and refusals", [*_risk_coverage(groups), *_figures("Refusals", groups, _REFUSALS)]),
         ("cost", "Cost", [*_cost_plots(groups), *_cost(groups)]),
         ("retrieval", "Retrieval", _figures("Retrieval", groups, _RETRIEVAL, best=True)),
-        ("support", "Citations and support", _figures("Citations and support", groups, _SUPPORT, best=True)),
-        ("others", "Other metrics", _others(groups)),
-        ("measured", "What was measured", _measured(arms)),
+        ("support", "What answers rest on", _figures("What answers rest on", groups, _SUPPORT, best=True)),
+        ("others", "Other metrics", _figures("Other metrics", groups, ())),
+        ("measured", "What was measured", _measured(groups)),
         ("runs", "Runs and their questions", _runs(groups)),
     ]
     written = [(name, title, html) for name, title, body in sections if (html := page.section(name, title, body))]
@@ -147,51 +158,50 @@ def _cards(groups: _Groups, arms: Sequence[_Arm]) -> str:
 
 def _in_short(groups: _Groups) -> Iterator[str]:
     """Tabulate the contrasts that the arms were made for: one thing differs, the questions are the same."""
-    found = [(name, *contrast) for name, arms in groups.items() for contrast in _contrasts(arms)]
     metrics = ("contains", "f1")
+    found = [(meaning, name, a, b) for name, arms in groups.items() for meaning, a, b in _contrasts(arms)]
     tests = [[_difference(before, after, metric) for metric in metrics] for _, _, before, after in found]
     flat = [d for differences in tests for d in differences if d is not None]
     if not flat:
         return
-    holds = {id(d): p < 0.05 for d, p in zip(flat, holm([d.p for d in flat]), strict=True)}
-    rows = list[tuple[str, str]]()
-    for (name, meaning, before, after), differences in zip(found, tests, strict=True):
-        cells = [side(meaning), cell(f"{text(before.label)} → {text(after.label)}")]
-        for metric, d in zip(metrics, differences, strict=True):
-            if d is None:
-                cells.append(cell("", "figure"))
-                continue
-            low, high = (number(metric, v, sign=True) for v in (d.low, d.high))
-            mark = "" if holds[id(d)] else " <small>not certain</small>"
-            cells.append(cell(f"{number(metric, d.value, sign=True)}{mark}<small>{low} to {high}</small>", "figure"))
-        counts = {d.n for d in differences if d is not None}
-        cells.append(cell(f"{max(counts):,}" if counts else "", "figure"))
-        rows.append((name, row(*cells)))
+    uncertain = {id(d) for d, p in zip(flat, holm([d.p for d in flat]), strict=True) if p >= 0.05}
+    rows = dict[str, list[str]]()
+    for (meaning, name, before, after), differences in zip(found, tests, strict=True):
+        title = side(f"{page.name(name)} <span>{page.name(before.label)} → {page.name(after.label)}</span>")
+        cells = [_difference_cell(m, d, id(d) in uncertain) for m, d in zip(metrics, differences, strict=True)]
+        n = max((d.n for d in differences if d is not None), default=0)
+        rows.setdefault(meaning, []).append(row(title, *cells, cell(f"{n:,}", "figure")))
     yield (
-        "<p>Differences between two arms of a set, over the same questions, in percentage points with their 95% intervals."
-        " An arm is a way to choose what the generator is shown.</p>"
+        "<p>Differences between two arms over the same questions, in percentage points with their 95% intervals. An arm is a"
+        " way to choose what the generator is shown.</p>"
     )
-    bodies = [page.group(text(name), 5, (html for _, html in part)) for name, part in groupby(rows, key=lambda r: r[0])]
-    heads = [head("What it tells"), head("From → to"), *(head(metric_label(m), "figure") for m in metrics)]
     yield page.table(
         "In short",
-        [*heads, head("n", "figure")],
-        bodies,
-        f"Paired bootstrap. “Not certain”: p is 0.05 or more after Holm’s correction for these {len(flat)} tests.",
+        [head("Set, from → to"), *(head(metric_label(m), "figure") for m in metrics), head("n", "figure")],
+        [page.group(meaning, len(metrics) + 2, html) for meaning, html in rows.items()],
+        f"“Uncertain”: p is 0.05 or more by a paired test, after Holm’s correction for these {len(flat)} tests.",
     )
+
+
+def _difference_cell(metric: str, difference: PairedDifference | None, uncertain: bool) -> str:
+    if difference is None:
+        return cell(_NOTHING, "figure")
+    low, high = (number(metric, v, sign=True) for v in (difference.low, difference.high))
+    doubt = "<small>uncertain</small>" if uncertain else ""
+    return cell(f"{number(metric, difference.value, sign=True)}<small>{low} to {high}</small>{doubt}", "figure")
 
 
 def _contrasts(arms: Sequence[_Arm]) -> Iterator[tuple[str, _Arm, _Arm]]:
     """Pair arms of one set that the same generator answered with the same prompt style."""
     for closed, other in _pairs(arms, "closed", "given", "retrieved"):
-        yield "What passages add to what the model knows", closed, other
+        yield "What passages add to what the model knows by itself", closed, other
     for other, gold in [(b, a) for a, b in _pairs(arms, "gold", "given", "retrieved")]:
-        yield "What showing only the right passages would add", other, gold
+        yield "What would be added by showing the right passages only", other, gold
     steps = [a for a in arms if distractors(a.run.config["arm"])]
     for start, end in _pairs(arms, "gold", "gold"):
         same = [distractors(a.run.config["arm"]) or 0 for a in steps if _same_model(a, start)]
         if distractors(end.run.config["arm"]) == max(same):
-            yield "What distractors cost", start, end
+            yield "What is lost to distractors beside the right passages", start, end
 
 
 def _pairs(arms: Sequence[_Arm], first: str, *kinds: str) -> Iterator[tuple[_Arm, _Arm]]:
@@ -224,32 +234,31 @@ def _by_question(arm: _Arm, metric: str) -> dict[str, float]:
 def _answers(groups: _Groups) -> Iterator[str]:
     if metrics := _present(groups, _ANSWERS):
         yield (
-            "<p>Percent of questions, with the 95% bootstrap interval below. <b>EM</b>: the answer is exactly a right one."
+            "<p>In percent, with the 95% bootstrap interval below. <b>EM</b>: the answer is exactly a right one."
             " <b>contains</b>: a right one stands in it. <b>F1</b>: words shared with the nearest right one.</p>"
         )
         yield _figures_table("Answers", groups, metrics, best=True)
 
 
 def _figures(label: str, groups: _Groups, names: Sequence[str], *, best: bool = False) -> Iterator[str]:
-    """Tabulate the metrics whose names begin so, and explain them."""
+    """Tabulate the metrics of these names, and explain them."""
     if metrics := _present(groups, names):
         yield _figures_table(label, groups, metrics, best=best)
         yield _explained(metrics)
 
 
-def _others(groups: _Groups) -> Iterator[str]:
-    known = (*_ANSWERS, *_RETRIEVAL, *_REFUSALS, *_SUPPORT, *_COST)
-    metrics = [name for name in _present(groups, [""]) if not name.startswith(known)]
-    if metrics:
-        yield _figures_table("Other metrics", groups, metrics)
-
-
-def _present(groups: _Groups, names: Sequence[str]) -> list[str]:
-    """List the metrics of any run that begin with one of these names, in the order of METRICS."""
+def _present(groups: _Groups, names: Sequence[str] = ()) -> list[str]:
+    """List the metrics of these names that any run has, in the order of METRICS; without names, those of no other table."""
     order = {name: place for place, name in enumerate(METRICS)}
     found = {name for arms in groups.values() for arm in arms for name in arm.run.summary.metrics}
-    chosen = [name for name in found if name.startswith(tuple(names))]
+    others = (*_ANSWERS, *_RETRIEVAL, *_REFUSALS, *_SUPPORT, *_COST)
+    chosen = [name for name in found if (_family(name) in names if names else _family(name) not in others)]
     return sorted(chosen, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _family(metric: str) -> str:
+    name, at, _ = metric.partition("@")
+    return name + at
 
 
 def _figures_table(label: str, groups: _Groups, metrics: Sequence[str], *, best: bool = False) -> str:
@@ -258,20 +267,28 @@ def _figures_table(label: str, groups: _Groups, metrics: Sequence[str], *, best:
         winners = {metric: _winner(arms, metric) for metric in metrics} if best else {}
         rows = []
         for arm in arms:
+            if not arm.run.summary.metrics.keys() & metrics:
+                continue
             figures = [(m, arm.run.summary.metrics.get(m)) for m in metrics]
-            cells = [_figure_cell(m, f, arm.run.summary.n, best=winners.get(m) is arm) for m, f in figures]
-            rows.append(row(side(arm.link), *cells))
-        bodies.append(page.group(f"{text(name)}, {_counts(arms)} questions", len(metrics) + 1, rows))
-    note = (
-        "★ better than every other arm of its set: paired bootstrap, p below 0.05 against each of them." if best else ""
-    )
-    heads = [head("Arm"), *(head(_column(m), "figure") for m in metrics)]
+            n = _usual_n([figure for _, figure in figures])
+            cells = [_figure_cell(m, figure, n, best=winners.get(m) is arm) for m, figure in figures]
+            rows.append(row(side(arm.link), *cells, cell(f"{n:,}" if n else _NOTHING, "figure")))
+        if rows:
+            bodies.append(page.group(f"{page.name(name)}, {_counts(arms)} questions", len(metrics) + 2, rows))
+    note = "★ better than every other arm of its set: paired test, p below 0.05 against each of them." if best else ""
+    heads = [head("Arm"), *(head(_column(m), "figure") for m in metrics), head("n", "figure")]
     return page.table(label, heads, bodies, note)
+
+
+def _usual_n(figures: Sequence[Interval | None]) -> int:
+    """Return the number of questions that most of a row's figures rest on; the others get their own."""
+    counts = Counter(figure.n for figure in figures if figure is not None)
+    return counts.most_common(1)[0][0] if counts else 0
 
 
 def _figure_cell(metric: str, figure: Interval | None, n: int, *, best: bool = False) -> str:
     if figure is None:
-        return cell('<span class="soft">–</span>', "figure")
+        return cell(_NOTHING, "figure")
     star = '★<span class="hidden"> best</span> ' if best else ""
     of = f"<small>n {figure.n:,}</small>" if figure.n != n else ""
     value = f"{star}{number(metric, figure.value)}<small>{span(metric, figure)}</small>{of}"
@@ -305,54 +322,57 @@ def _counts(arms: Sequence[_Arm]) -> str:
 
 
 def _column(metric: str) -> str:
-    return text(metric_label(metric), 60) + (" %" if is_fraction(metric) else "")
+    return text(metric_label(metric), 60) + (f"&nbsp;({unit(metric)})" if unit(metric) else "")
 
 
 # ---- plots
 
 
 def _noise(groups: _Groups) -> list[str]:
-    """Draw F1 against the number of distractors beside the gold passages."""
-    lines = dict[str, list[plot.Series]]()
-    for name, arms in groups.items():
-        steps = [a for a in arms if distractors(a.run.config["arm"]) is not None and "f1" in a.run.summary.metrics]
-        by_setting = dict[str, list[_Arm]]()
-        for arm in steps:
-            kept = {k: v for k, v in arm.run.config.items() if k not in CIRCUMSTANCES and k != "arm"}
-            by_setting.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(arm)
-        slopes = [slope for slope in by_setting.values() if len(slope) > 1]
-        varied = (
-            [f for f in differing_fields([slope[0].run.config for slope in slopes]) if f != "arm"] if slopes else []
-        )
-        for slope in slopes:
-            extra = [str(slope[0].run.config.get(field)) for field in varied]
-            lines.setdefault(name, []).append(_slope(clip(" · ".join([name, *extra]), 80), slope))
-    if not lines:
+    """Draw scores against the number of distractors beside the gold passages."""
+    slopes = {name: _slopes(name, arms) for name, arms in groups.items()}
+    together = [slope for found in slopes.values() for slope in found]
+    pictures = {"": together} if len(together) <= MOST_LINES else slopes
+    figures = [
+        _noise_plot(metric, name, found) for name, found in pictures.items() if found for metric in ("f1", "contains")
+    ]
+    if not figures:
         return []
-    together = [line for found in lines.values() for line in found]
-    pictures = {"": together} if len(together) <= MOST_LINES else lines
-    highest = max(high for line in together for _, high in line.ranges)
-    x, y = plot.Axis("distractors beside the gold passages"), plot.Axis("F1 (%)", low=0, high=_ceiling(highest))
     return [
-        "<p>How far F1 falls when passages that do not hold the answer are mixed in. Flat is good: the generator is not"
+        "<p>How far scores fall when passages that do not hold the answer are mixed in. Flat is good: the generator is not"
         " misled. Bars are 95% intervals.</p>",
-        *page.plots(
-            page.figure(
-                "F1 against distractors" + (f": {text(name)}" if name else ""),
-                plot.line_plot("F1 against the number of distractors", x, y, found[:MOST_LINES], plot.IN_PAGE),
-            )
-            for name, found in pictures.items()
-        ),
+        *page.plots(figures),
     ]
 
 
-def _slope(name: str, arms: Sequence[_Arm]) -> plot.Series:
-    steps = sorted((distractors(a.run.config["arm"]) or 0, a.run.summary.metrics["f1"]) for a in arms)
-    return plot.Series(
-        name,
-        [(n, figure.value * 100) for n, figure in steps],
-        [(figure.low * 100, figure.high * 100) for _, figure in steps],
-    )
+def _slopes(name: str, arms: Sequence[_Arm]) -> list[tuple[str, list[_Arm]]]:
+    """Gather the arms that differ in nothing but their distractors, and name each such slope."""
+    by_setting = dict[str, list[_Arm]]()
+    for arm in arms:
+        if distractors(arm.run.config["arm"]) is not None:
+            kept = {k: v for k, v in arm.run.config.items() if k not in CIRCUMSTANCES and k != "arm"}
+            by_setting.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(arm)
+    found = [slope for slope in by_setting.values() if len(slope) > 1]
+    varied = [f for f in differing_fields([slope[0].run.config for slope in found]) if f != "arm"] if found else []
+    return [
+        (" · ".join([name, *(clip(slope[0].run.config.get(field), 40) for field in varied)]), slope) for slope in found
+    ]
+
+
+def _noise_plot(metric: str, name: str, slopes: Sequence[tuple[str, list[_Arm]]]) -> str:
+    series = []
+    for label, arms in slopes[:MOST_LINES]:
+        rated = [a for a in arms if metric in a.run.summary.metrics]
+        steps = [(distractors(a.run.config["arm"]) or 0, a.run.summary.metrics[metric]) for a in rated]
+        points = [(float(n), figure.value * 100) for n, figure in steps]
+        series.append(plot.Series(label, points, [(f.low * 100, f.high * 100) for _, f in steps]))
+    highest = max((high for line in series for _, high in line.ranges), default=100)
+    x = plot.Axis("distractors beside the gold passages")
+    y = plot.Axis(f"{label} (%)", low=0, high=_ceiling(highest))
+    label = metric_label(metric)
+    title = f"{label[0].upper()}{label[1:]} against distractors"
+    caption = f"{title}: {page.name(name)}" if name else title
+    return page.figure(caption, plot.line_plot(f"{title} {name}".strip(), x, y, series, plot.IN_PAGE))
 
 
 def _risk_coverage(groups: _Groups) -> list[str]:
@@ -367,7 +387,7 @@ def _risk_coverage(groups: _Groups) -> list[str]:
         if lines:
             drawn = plot.line_plot(f"Risk and coverage: {name}", x, y, lines[:MOST_LINES], plot.IN_PAGE)
             left_out = f" (the first {MOST_LINES} of {len(lines)} arms)" if len(lines) > MOST_LINES else ""
-            figures.append(page.figure(f"{text(name)}{left_out}", drawn))
+            figures.append(page.figure(f"{page.name(name)}{left_out}", drawn))
     if not figures:
         return []
     return [
@@ -382,11 +402,15 @@ def _thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*curve[:-1:step], curve[-1]]
 
 
-def _cost_plots(groups: _Groups) -> list[str]:
-    figures = [*_against_tokens(groups), *_latency(groups)]
-    return ["<p>What an answer costs: the prompt that the generator has to read, and the time it takes.</p>"] * bool(
-        figures
-    ) + page.plots(figures)
+def _cost_plots(groups: _Groups) -> Iterator[str]:
+    yield "<p>What an answer costs: a prompt that the generator has to read, and the time it takes.</p>"
+    for title, figures in (
+        ("Answers against length of prompt", _against_tokens(groups)),
+        ("Latency", _latency(groups)),
+    ):
+        if found := page.plots(figures):
+            yield from (f"<h3>{title}</h3>", *found)
+    yield "<h3>In numbers</h3>"
 
 
 def _against_tokens(groups: _Groups) -> Iterator[str]:
@@ -399,7 +423,7 @@ def _against_tokens(groups: _Groups) -> Iterator[str]:
             y = plot.Axis(f"{label} (%)", low=0, high=_ceiling(max(d.high for d in dots)))
             title = f"{label} against prompt tokens"
             x = plot.Axis("prompt tokens (mean)", low=0)
-            yield page.figure(f"{title}: {text(name)}", plot.scatter_plot(f"{title}: {name}", x, y, dots))
+            yield page.figure(f"{title}: {page.name(name)}", plot.scatter_plot(f"{title}: {name}", x, y, dots))
 
 
 def _dot(name: str, tokens: Interval, figure: Interval) -> plot.Dot:
@@ -414,7 +438,7 @@ def _latency(groups: _Groups) -> Iterator[str]:
             rows = [plot.Row(a.label, [_seconds(a.run.summary.timings.get(kind)) for kind in kinds]) for a in timed]
             x = plot.Axis("seconds, one question at a time", low=0)
             drawn = plot.row_plot(f"Latency: {name}", x, list(kinds.values()), rows)
-            yield page.figure(f"Latency: {text(name)}", drawn)
+            yield page.figure(f"Latency: {page.name(name)}", drawn)
 
 
 def _seconds(figure: Interval | None) -> tuple[float, float, float] | None:
@@ -423,19 +447,29 @@ def _seconds(figure: Interval | None) -> tuple[float, float, float] | None:
 
 def _cost(groups: _Groups) -> Iterator[str]:
     metrics = _present(groups, _COST)
-    timings = list(dict.fromkeys(t for arms in groups.values() for a in arms for t in a.run.summary.timings))
+    summaries = [arm.run.summary for arms in groups.values() for arm in arms]
+    timings = list(dict.fromkeys(name for s in summaries for name in s.timings))
     bodies = []
     for name, arms in groups.items():
         rows = []
         for arm in arms:
             s = arm.run.summary
             cells = [_figure_cell(m, s.metrics.get(m), s.n) for m in metrics]
-            cells += [_figure_cell(t, s.timings.get(t), s.n) for t in timings]
-            rest = (f"{s.seconds:,.0f} s", f"{s.tokens_per_second:,.0f}", f"{s.peak_memory_mb:,.0f} MB")
+            cells += [_figure_cell(t, figure := s.timings.get(t), figure.n if figure else 0) for t in timings]
+            rest = (f"{s.seconds:,.0f}", f"{s.tokens_per_second:,.0f}", f"{s.peak_memory_mb:,.0f}")
             rows.append(row(side(arm.link), *cells, *(cell(value, "figure") for value in rest)))
-        bodies.append(page.group(text(name), len(metrics) + len(timings) + 4, rows))
-    names = [*(_column(m) for m in (*metrics, *timings)), "batched run", "tokens/s", "peak memory"]
-    note = "Means with 95% intervals. Latency: questions asked one at a time; batched run: all questions together."
+        bodies.append(page.group(page.name(name), len(metrics) + len(timings) + 4, rows))
+    names = [
+        *(_column(m) for m in (*metrics, *timings)),
+        "all, batched&nbsp;(s)",
+        "tokens per second",
+        "peak memory&nbsp;(MB)",
+    ]
+    counts = sorted({figure.n for s in summaries for figure in s.timings.values()})
+    note = "Means with 95% intervals."
+    if counts:
+        n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        note += f" First token and whole answer: of {n} questions of each run, asked one at a time."
     yield page.table("Cost", [head("Arm"), *(head(name, "figure") for name in names)], bodies, note)
 
 
@@ -447,7 +481,8 @@ def _ceiling(highest: float) -> float:
 # ---- what was measured, and the questions
 
 
-def _measured(arms: Sequence[_Arm]) -> Iterator[str]:
+def _measured(groups: _Groups) -> Iterator[str]:
+    arms = [arm for found in groups.values() for arm in found]
     configs = [a.run.config for a in arms]
     hidden = ("command", "arm", "set", "part", "out")
     names = [name for name in dict.fromkeys(n for c in configs for n in c) if name not in hidden]
@@ -457,12 +492,12 @@ def _measured(arms: Sequence[_Arm]) -> Iterator[str]:
     yield page.pairs((_setting_name(name), _setting(configs[0].get(name))) for name in shared)
     if varied:
         yield "<h3>Different between runs</h3>"
-        heads = [head("Arm"), head("Set"), *(head(_setting_name(name)) for name in varied)]
-        rows = (
-            row(side(a.link), cell(text(group_of(a.run))), *(cell(_setting(a.run.config.get(n))) for n in varied))
-            for a in arms
-        )
-        yield page.table("Settings that differ between runs", heads, ["<tbody>", *rows, "</tbody>"])
+        heads = [head("Arm"), *(head(_setting_name(name)) for name in varied)]
+        bodies = []
+        for group, found in groups.items():
+            rows = (row(side(a.link), *(cell(_setting(a.run.config.get(name))) for name in varied)) for a in found)
+            bodies.append(page.group(page.name(group), len(varied) + 1, rows))
+        yield page.table("Settings that differ between runs", heads, bodies)
     commands = [str(c["command"]) for c in configs if c.get("command")]
     if commands:
         yield page.details(
@@ -489,7 +524,7 @@ def _runs(groups: _Groups) -> Iterator[str]:
     for name, arms in groups.items():
         for arm in arms:
             yield page.details(
-                f"<h3>{text(name)}: {text(arm.label)}</h3>",
+                f"<h3>{page.name(name)}: {text(arm.label)}</h3>",
                 [
                     *_all_figures(arm.run),
                     *_questions(arm.run, QUESTION_BYTES // n_runs),
@@ -504,7 +539,7 @@ def _all_figures(run: Run) -> Iterator[str]:
     rows = (
         row(
             side(text(metric_label(name), 60)),
-            cell(number(name, figure.value) + (" %" if is_fraction(name) else ""), "figure"),
+            cell(f"{number(name, figure.value)} {unit(name)}".strip(), "figure"),
             cell(span(name, figure), "figure"),
             cell(f"{figure.n:,}", "figure"),
             cell(text(METRICS.get(name, "")), "text"),
@@ -575,7 +610,7 @@ def _question(p: Prediction, fate: str) -> str:
     told += [f"{p.prompt_tokens:,} prompt tokens"]
     rows.append(("Figures", ", ".join(told)))
     title = f'<span class="{mark[0]}">{mark[1]} {fate}</span> {text(p.question, 300)}'
-    return page.details(title, [page.pairs(rows, "")], "question")
+    return page.details(title, [page.pairs(rows)], "question")
 
 
 def _gold(p: Prediction) -> str:

@@ -14,6 +14,7 @@ LABELS = {
     "f1_kilt": "F1 (KILT)",
     "accuracy": "yes/no accuracy",
     "mrr": "MRR",
+    "auroc": "AUROC",
     "aurc": "AURC",
     "aurc_best": "AURC, best possible",
     "aurc_random": "AURC, at random",
@@ -46,20 +47,25 @@ def is_fraction(metric: str) -> bool:
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:
-    """Write a value of a metric: fractions in percent, tokens as counts, milliseconds with their unit."""
-    if is_fraction(metric):
+    """Write a value of a metric: fractions in percent, tokens as counts, milliseconds in seconds."""
+    if metric.endswith("_ms"):
+        written = f"{abs(value) / 1000:,.2f}"
+    elif is_fraction(metric):
         written = f"{abs(value) * 100:.1f}"
     else:
         written = f"{abs(value):,.0f}" if abs(value) >= 100 else f"{abs(value):.1f}"
-        written += " ms" if metric.endswith("_ms") else ""
-    if float(re.sub("[^0-9.]", "", written) or 1) == 0:
+    if not written.strip("0.,"):
         return written
     return ("−" if value < 0 else "+" if sign else "") + written
 
 
+def unit(metric: str) -> str:
+    return "s" if metric.endswith("_ms") else "%" if is_fraction(metric) else ""
+
+
 def span(metric: str, figure: Interval) -> str:
     """Write a figure's interval: "41.0–49.4"."""
-    return f"{number(metric, figure.low)}–{number(metric, figure.high)}".replace(" ms–", "–")
+    return f"{number(metric, figure.low)}–{number(metric, figure.high)}"
 
 
 def p_value(p: float) -> str:
