@@ -238,6 +238,7 @@ def _answers(groups: _Groups) -> Iterator[str]:
             " <b>contains</b>: a right one stands in it. <b>F1</b>: words shared with the nearest right one.</p>"
         )
         yield _figures_table("Answers", groups, metrics, best=True)
+        yield _explained(metrics)
 
 
 def _figures(label: str, groups: _Groups, names: Sequence[str], *, best: bool = False) -> Iterator[str]:
@@ -542,7 +543,6 @@ def _all_figures(run: Run) -> Iterator[str]:
             cell(f"{number(name, figure.value)} {unit(name)}".strip(), "figure"),
             cell(span(name, figure), "figure"),
             cell(f"{figure.n:,}", "figure"),
-            cell(text(METRICS.get(name, "")), "text"),
         )
         for name, figure in figures.items()
     )
