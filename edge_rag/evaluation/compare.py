@@ -7,14 +7,17 @@ from typing import Any
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.intervals import paired_bootstrap
 from edge_rag.evaluation.predictions import Prediction, Run
+from edge_rag.evaluation.scoring import squad_words
 from edge_rag.evaluation.wording import clip, differing_fields, group_of, metric_label, number, p_value, run_labels
 
-# what a summary has a mean of, though it is no score of a question
+# Figures of a summary that are no scores, though means over questions: see intervals.summarise.
 _OF_QUESTION: Mapping[str, Callable[[Prediction], float | None]] = {
     "false_refusal_rate": lambda p: float(p.refused) if p.answerable else None,
     "missed_refusal_rate": lambda p: None if p.answerable else float(not p.refused),
     "prompt_tokens": lambda p: p.prompt_tokens,
     "answer_tokens": lambda p: p.answer_tokens,
+    "em_with_refusals": lambda p: _with_refusals(p, "em"),
+    "f1_with_refusals": lambda p: _with_refusals(p, "f1"),
 }
 _MEND = "compare two runs of one set and part"
 
@@ -77,7 +80,8 @@ def compare(a: Run, b: Run, *, metric: str = "contains", seed: int = 0) -> Compa
     """Compare two runs over the same questions, which are matched by their ids."""
     pairs = _pairs(a, b)
     _check_metric(metric, pairs)
-    differences, same = _differences(pairs, seed)
+    names = [name for name in a.summary.metrics if name in b.summary.metrics]
+    differences, same = _differences(pairs, names, seed)
     listed = {*(d.metric for d in differences), *same}
     differs = {name: (a.config.get(name), b.config.get(name)) for name in differing_fields([a.config, b.config])}
     changes = _changes(pairs, metric)
@@ -89,15 +93,13 @@ def compare(a: Run, b: Run, *, metric: str = "contains", seed: int = 0) -> Compa
         folder_a=str(a.folder),
         folder_b=str(b.folder),
         n=len(pairs),
-        only_a=len(a.predictions) - len(pairs),
-        only_b=len(b.predictions) - len(pairs),
+        only_a=len({p.id for p in a.predictions}) - len(pairs),
+        only_b=len({p.id for p in b.predictions}) - len(pairs),
         differs=differs,
         metrics=tuple(differences),
         same=tuple(same),
         untested={
-            name: (figure.value, b.summary.metrics[name].value)
-            for name, figure in a.summary.metrics.items()
-            if name in b.summary.metrics and name not in listed
+            name: (a.summary.metrics[name].value, b.summary.metrics[name].value) for name in names if name not in listed
         },
         metric=metric,
         won=tuple(c for c in changes if c.b.score > c.a.score),
@@ -107,9 +109,15 @@ def compare(a: Run, b: Run, *, metric: str = "contains", seed: int = 0) -> Compa
 
 
 def values(prediction: Prediction) -> dict[str, float]:
-    """Return everything that is measured for one question, by the names of the means in a summary."""
+    """Return what a question contributes to the means of a summary; to some only if the summary has them."""
     found = {name: value for name, of in _OF_QUESTION.items() if (value := of(prediction)) is not None}
     return {**prediction.scores, **found}
+
+
+def _with_refusals(p: Prediction, metric: str) -> float | None:
+    if not p.answerable:
+        return float(p.refused or not squad_words(p.answer))
+    return 0.0 if p.refused else p.scores.get(metric)
 
 
 def score(prediction: Prediction, metric: str) -> float | None:
@@ -146,8 +154,8 @@ def _pairs(a: Run, b: Run) -> list[_Pair]:
     """Match questions, and refuse runs over different ones."""
     if group_of(a) != group_of(b):
         raise UsageError(f"the runs are over different questions: {group_of(a)}, and {group_of(b)}", mend=_MEND)
-    others = {p.id: p for p in b.predictions}
-    pairs = [(p, others[p.id]) for p in a.predictions if p.id in others]
+    in_a, in_b = ({p.id: p for p in run.predictions} for run in (a, b))
+    pairs = [(p, in_b[id]) for id, p in in_a.items() if id in in_b]
     if not pairs:
         raise UsageError(f"no question of {a.folder} is in {b.folder}", mend=_MEND)
     if changed := [p.id for p, q in pairs if p.question != q.question]:
@@ -161,13 +169,14 @@ def _check_metric(metric: str, pairs: Sequence[_Pair]) -> None:
         raise UsageError(f"neither run has the metric {metric}", mend=f"use one of: {', '.join(names) or 'none'}")
 
 
-def _differences(pairs: Sequence[_Pair], seed: int) -> tuple[list[MetricDifference], list[str]]:
-    """Test every metric in which the runs differ for some question."""
-    columns = dict[str, list[tuple[float, float]]]()
+def _differences(pairs: Sequence[_Pair], names: Sequence[str], seed: int) -> tuple[list[MetricDifference], list[str]]:
+    """Test every metric of these names in which the runs differ for some question."""
+    columns: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for in_a, in_b in ((values(p), values(q)) for p, q in pairs):
-        for name in in_a:
-            if name in in_b:
-                columns.setdefault(name, []).append((in_a[name], in_b[name]))
+        for name in columns:
+            if name in in_a and name in in_b:
+                columns[name].append((in_a[name], in_b[name]))
+    columns = {name: column for name, column in columns.items() if column}
     same = [name for name, column in columns.items() if all(x == y for x, y in column)]
     tested = [name for name in columns if name not in same]
     found = [paired_bootstrap(*zip(*columns[name], strict=True), seed=seed) for name in tested]
@@ -206,9 +215,11 @@ def _changes(pairs: Sequence[_Pair], metric: str) -> list[Change]:
     return [change for _, _, change in sorted(found, key=lambda row: row[:2], reverse=True)]
 
 
-def _warnings(pairs: Sequence[_Pair], a: Run, b: Run, differs: Mapping[str, object]) -> Iterator[str]:
-    if len(differs) > 1:
-        yield f"{len(differs)} settings differ, so no difference below can be put down to one of them"
+def _warnings(pairs: Sequence[_Pair], a: Run, b: Run, differs: Mapping[str, tuple[object, object]]) -> Iterator[str]:
+    # Another arm takes settings of its own along: only a search has a selector.
+    own = [name for name, (x, y) in differs.items() if "arm" in differs and (x is None or y is None)]
+    if len(differs) - len(own) > 1:
+        yield f"{len(differs) - len(own)} settings differ, so no difference below can be put down to one of them"
     if not differs:
         yield "the runs have the same settings: what differs below is chance"
     if any(p.answers != q.answers or p.answerable != q.answerable for p, q in pairs):
@@ -239,14 +250,15 @@ def _metric_table(differences: Sequence[MetricDifference]) -> Iterator[str]:
                 number(d.metric, d.difference, sign=True),
                 " to ".join(number(d.metric, value, sign=True) for value in (d.low, d.high)),
                 p_value(d.p),
-                p_value(d.p_holm) + (" *" if d.p_holm < 0.05 else ""),
+                p_value(d.p_holm) + (" *" if d.p_holm < 0.05 else "  "),
                 f"{d.n:,}",
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * width for width in widths])
-    for row in rows:
-        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def _notes(c: Comparison) -> Iterator[str]:

@@ -77,6 +77,9 @@ class Row:
     values: Sequence[tuple[float, float, float] | None]  # value, low, high of each kind
 
 
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
 def line_plot(title: str, x: Axis, y: Axis, series: Sequence[Series], frame: Frame = WIDE) -> str:
     """Draw series, the first of them the boldest. Points outside of the axes are left out."""
     drawn = [s for s in series if s.points]
@@ -280,27 +283,27 @@ def _names_near(
     dots: Sequence[Dot], places: Sequence[tuple[float, float]], y_scale: _Scale, frame: Frame
 ) -> Iterator[str]:
     """Write each name near its point, where it touches no other name, point or bar; a thin line leads to one that had to move."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    taken += [
+    drawn = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    drawn += [
         (x - 2, y_scale.at(dot.high), x + 2, y_scale.at(dot.low)) for dot, (x, _) in zip(dots, places, strict=True)
     ]
+    written = list[_Box]()
     high = frame.font
     for dot, (x, y) in zip(dots, places, strict=True):
         wide = _length(dot.name, frame)
         boxes = [
             (left, y + up - high / 2, left + wide, y + up + high / 2)
-            for away in range(7)
-            for up in (-away * high, away * high)
-            for left in (x + 9 + 3 * away, x - 9 - 3 * away - wide)
+            for away in range(40)
+            for up in (-away * high / 3, away * high / 3)
+            for left in (x + 9 + away, x - 9 - away - wide)
         ]
         inside = [
-            box
-            for box in boxes
-            if frame.left + 2 <= box[0] and box[2] <= frame.width and frame.top <= box[1] and box[3] <= frame.floor
+            b for b in boxes if frame.left < b[0] and b[2] <= frame.width and frame.top <= b[1] and b[3] <= frame.floor
         ]
-        free = [box for box in inside if not any(_touch(box, other) for other in taken)]
-        box = next(iter(free or inside or boxes))
-        taken.append(box)
+        apart = [box for box in inside if not any(_touch(box, other) for other in written)]
+        free = [box for box in apart if not any(_touch(box, other) for other in drawn)]
+        box = next(iter(free or apart or inside or boxes))
+        written.append(box)
         middle = (box[1] + box[3]) / 2
         near = min(max(x, box[0]), box[2])
         if math.hypot(near - x, middle - y) > 1.5 * high:
@@ -308,7 +311,7 @@ def _names_near(
         yield _text(box[0], middle + 0.35 * high, dot.name, "start")
 
 
-def _touch(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _touch(one: _Box, other: _Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
