@@ -23,7 +23,7 @@ from edge_rag.cli import main
 main()
 """
 
-# Command, arguments, exit code. {doc} is a document, {home} the home folder.
+# Command, arguments, exit code. {doc} is a document, {home} the home folder, {set} a question set, {runs} where runs go.
 CASES: dict[str, tuple[list[str], int]] = {
     "add": (["{doc}"], 0),
     "sync": (["{docs}"], 0),
@@ -41,6 +41,10 @@ CASES: dict[str, tuple[list[str], int]] = {
     "models show": (["all-minilm-l6-v2"], 0),
     "config show": (["--origin"], 0),
     "config path": ([], 0),
+    "eval run": (["{set}", "--arm", "gold", "--arm", "retrieved:2", "--timed", "1", "--out", "{runs}", "--json"], 0),
+    "eval compare": (["{runs}/gold", "{runs}/retrieved-2", "--json"], 0),
+    "eval report": (["{runs}", "--out", "{runs}/report.html"], 0),
+    "eval search": (["{set}", "--json"], 0),
 }
 # Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes.
 NOT_RUN = {
@@ -65,6 +69,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "docs").mkdir()
     (home / "docs" / "keepers.md").write_text("# Keepers\n\nThomas Moar kept the light from 1891 to 1914.\n")
     (home / "docs" / "doors.txt").write_text("The west door is opened by the keeper only.\n")
+    texts = {
+        "moar": "Thomas Moar kept the light from 1891 to 1914.",
+        "door": "The west door is opened by the keeper only.",
+    }
+    asked = {"id": "1", "question": "Who kept the light?", "answers": ["Thomas Moar"], "gold_ids": ["moar"]}
+    (home / "questions.jsonl").write_text(json.dumps(asked))
+    corpus = (json.dumps({"id": name, "title": "", "text": text}) for name, text in texts.items())
+    (home / "corpus.jsonl").write_text("\n".join(corpus))
     return home
 
 
@@ -87,7 +99,13 @@ def test_the_block_works(home: Path) -> None:
 def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Path) -> None:
     (home / "models").symlink_to(default_models, target_is_directory=True)
     for command, (args, expected) in CASES.items():
-        filled = [a.format(doc=home / "docs" / "doors.txt", docs=home / "docs") for a in args]
+        places = {
+            "doc": home / "docs" / "doors.txt",
+            "docs": home / "docs",
+            "set": home / "questions.jsonl",
+            "runs": home / "runs",
+        }
+        filled = [a.format(**places) for a in args]
         done = run_blocked(home, [*command.split(), *filled])
         assert done.returncode == expected, f"{command}: {done.stderr[-2000:]}"
         if "--json" in args:

@@ -165,7 +165,7 @@ def report(
 def search(
     context: typer.Context,
     sets: Annotated[list[str], typer.Argument(help="Question sets with a corpus, as for eval run.", metavar="SET...")],
-    part: Annotated[str, typer.Option(help="all, or the dev or train questions.", metavar="PART")] = "dev",
+    part: Annotated[str, typer.Option(help="all, or the dev or train questions.", metavar="PART")] = "all",
     limit: Annotated[int | None, typer.Option(help="At most so many questions of each set.", min=1)] = None,
     k: Annotated[int, typer.Option("-k", help="Passages of each ranking that count.", min=1, max=100)] = 20,
     peers: Annotated[
