@@ -245,6 +245,12 @@ def test_the_same_runs_give_the_same_bytes(runs: list[Run], written: Path, tmp_p
     assert (tmp_path / "again.html").read_bytes() == written.read_bytes()
 
 
+def test_the_axes_of_the_noise_plots_say_what_they_measure(html: str) -> None:
+    noise = html.partition('id="noise"')[2].partition("</section>")[0]
+    for label in ("F1 (%)", "contains (%)", "distractors beside the gold passages"):
+        assert f">{label}</text>" in noise
+
+
 # ---- Markdown
 
 

@@ -22,7 +22,7 @@ def text(value: object, most: int = 0) -> str:
 
 def name(value: object) -> str:
     """Escape the name of a set or an arm, which may be long: lines break between its parts."""
-    return "<bdi>" + re.sub("([/+:])", r"\1<wbr>", _escaped(value)) + "</bdi>"
+    return "<bdi>" + re.sub("([/+])", r"\1<wbr>", _escaped(value)) + "</bdi>"
 
 
 def page(title: str, body: Iterable[str]) -> str:

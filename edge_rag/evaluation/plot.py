@@ -117,7 +117,7 @@ def scatter_plot(title: str, x: Axis, y: Axis, dots: Sequence[Dot], frame: Frame
 
 def row_plot(title: str, x: Axis, kinds: Sequence[str], rows: Sequence[Row], frame: Frame = IN_PAGE) -> str:
     """Draw a row for each name, with a mark and its range for each kind."""
-    pitch = 2.9 * frame.font
+    pitch = 3.1 * frame.font
     floor = frame.top + pitch * len(rows) + 4
     left = frame.left // 3
     values = [v for row in rows for triple in row.values if triple for v in triple]
@@ -129,15 +129,16 @@ def row_plot(title: str, x: Axis, kinds: Sequence[str], rows: Sequence[Row], fra
         parts.append(_text(at, floor + 1.3 * frame.font, _shown(tick), "middle"))
     parts.append(_text((left + frame.end) / 2, floor + 2.7 * frame.font, x.label, "middle"))
     for number, row in enumerate(rows):
-        line = frame.top + pitch * (number + 1) - 0.6 * frame.font
+        line = frame.top + pitch * (number + 1) - 0.7 * frame.font
         parts.append(f'<path class="grid" d="M{left} {line:.1f}H{frame.end}" stroke="#e6e6e6"/>')
-        parts.append(_text(left, line - frame.font, _clipped(row.name, frame.end - left, frame), "start"))
+        parts.append(_text(left, line - 1.2 * frame.font, _clipped(row.name, frame.end - left, frame), "start"))
         for kind, triple in enumerate(row.values):
             if triple is not None:
                 at, low, high = (scale.at(v) for v in triple)
+                y = line + 5 * (kind - (len(kinds) - 1) / 2)  # beside each other where values are close
                 parts.append(
-                    f'<g {_style(kind)}><path d="M{low:.1f} {line:.1f}H{high:.1f}" stroke="currentColor" stroke-width="2"/>'
-                    f"{_mark(kind, at, line, 5)}</g>"
+                    f'<g {_style(kind)}><path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="currentColor" stroke-width="2"/>'
+                    f"{_mark(kind, at, y, 4.5)}</g>"
                 )
     said = "; ".join(
         f"{row.name}: " + ", ".join(f"{k} {_shown(v[0])}" for k, v in zip(kinds, row.values, strict=True) if v)

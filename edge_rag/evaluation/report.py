@@ -234,11 +234,26 @@ def _by_question(arm: _Arm, metric: str) -> dict[str, float]:
 def _answers(groups: _Groups) -> Iterator[str]:
     if metrics := _present(groups, _ANSWERS):
         yield (
-            "<p>In percent, with the 95% bootstrap interval below. <b>EM</b>: the answer is exactly a right one."
+            "<p>In percent, with 95% bootstrap intervals. <b>EM</b>: the answer is exactly a right one."
             " <b>contains</b>: a right one stands in it. <b>F1</b>: words shared with the nearest right one.</p>"
         )
+        yield from page.plots(_answer_plots(groups))
         yield _figures_table("Answers", groups, metrics, best=True)
         yield _explained(metrics)
+
+
+def _answer_plots(groups: _Groups) -> Iterator[str]:
+    kinds = [metric for metric in ("em", "f1", "contains", "accuracy") if _present(groups, [metric])][:3]
+    x = plot.Axis("score (%)", low=0, high=100)
+    for name, arms in groups.items():
+        rows = [plot.Row(a.label, [_percent(a.run.summary.metrics.get(kind)) for kind in kinds]) for a in arms]
+        drawn = plot.row_plot(f"Answers: {name}", x, [metric_label(kind) for kind in kinds], rows)
+        if any(value for row in rows for value in row.values):
+            yield page.figure(page.name(name), drawn)
+
+
+def _percent(figure: Interval | None) -> tuple[float, float, float] | None:
+    return None if figure is None else (figure.value * 100, figure.low * 100, figure.high * 100)
 
 
 def _figures(label: str, groups: _Groups, names: Sequence[str], *, best: bool = False) -> Iterator[str]:
@@ -362,15 +377,15 @@ def _slopes(name: str, arms: Sequence[_Arm]) -> list[tuple[str, list[_Arm]]]:
 
 def _noise_plot(metric: str, name: str, slopes: Sequence[tuple[str, list[_Arm]]]) -> str:
     series = []
-    for label, arms in slopes[:MOST_LINES]:
+    for slope, arms in slopes[:MOST_LINES]:
         rated = [a for a in arms if metric in a.run.summary.metrics]
         steps = [(distractors(a.run.config["arm"]) or 0, a.run.summary.metrics[metric]) for a in rated]
         points = [(float(n), figure.value * 100) for n, figure in steps]
-        series.append(plot.Series(label, points, [(f.low * 100, f.high * 100) for _, f in steps]))
+        series.append(plot.Series(slope, points, [(f.low * 100, f.high * 100) for _, f in steps]))
     highest = max((high for line in series for _, high in line.ranges), default=100)
     x = plot.Axis("distractors beside the gold passages")
-    y = plot.Axis(f"{label} (%)", low=0, high=_ceiling(highest))
     label = metric_label(metric)
+    y = plot.Axis(f"{label} (%)", low=0, high=_ceiling(highest))
     title = f"{label[0].upper()}{label[1:]} against distractors"
     caption = f"{title}: {page.name(name)}" if name else title
     return page.figure(caption, plot.line_plot(f"{title} {name}".strip(), x, y, series, plot.IN_PAGE))
