@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# The pipes are numbered descriptors, which Windows does not hand on.
+_NAMES = ("chromium", "chromium-browser", "google-chrome") if os.name == "posix" else ()
+CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
+PATIENCE = 120  # seconds of silence
 PHONE, DESKTOP = (390, 844), (1280, 900)
 
 # The browser reads commands from descriptor 3 and writes to 4. Both are moved out of the way first, lest one overwrite the other.
@@ -138,6 +142,8 @@ class _Pipe:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._reads], [], [], PATIENCE)
+            assert ready, "the browser is silent"
             piece = os.read(self._reads, 1 << 20)
             assert piece, "the browser ended"
             self._rest += piece

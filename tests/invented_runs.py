@@ -31,7 +31,7 @@ def questions(n: int, *, unanswerable: bool = False) -> list[Question]:
         text = f"In which year was lighthouse {number} of {place} lit?"
         answers = (str(1700 + number), f"the year {1700 + number}") if answerable else ()
         gold = tuple(p.id for p in passages if p.gold) if answerable else ()
-        made.append(Question(f"q{number}", text, answers, passages, gold, answerable, dict.fromkeys(gold, 1)))
+        made.append(Question(f"q{number}", text, answers, passages, gold, answerable, relevance=dict.fromkeys(gold, 1)))
     return made
 
 
@@ -46,7 +46,7 @@ def real_questions(path: Path, n: int) -> list[Question]:
             passages = passages or tuple(SetPassage(id, "", "A paragraph.", True) for id in gold)
             relevance = dict.fromkeys(gold, 1)
             answers, answerable = tuple(row["answers"]), row.get("answerable", True)
-            made.append(Question(row["id"], row["question"], answers, passages, gold, answerable, relevance))
+            made.append(Question(row["id"], row["question"], answers, passages, gold, answerable, relevance=relevance))
     return made
 
 

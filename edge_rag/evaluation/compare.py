@@ -222,8 +222,10 @@ def _warnings(pairs: Sequence[_Pair], a: Run, b: Run, differs: Mapping[str, tupl
         yield f"{len(differs) - len(own)} settings differ, so no difference below can be put down to one of them"
     if not differs:
         yield "the runs have the same settings: what differs below is chance"
-    if any(p.answers != q.answers or p.answerable != q.answerable for p, q in pairs):
-        yield "the gold answers of some questions differ between the runs"
+    if any(p.answers != q.answers for p, q in pairs):
+        yield "the right answers to some questions differ between the runs"
+    if turned := sum(p.answerable != q.answerable for p, q in pairs):
+        yield f"{turned:,} questions can be answered from what one run was shown, and are to be refused in the other"
     for run in (a, b):
         if len({p.id for p in run.predictions}) < len(run.predictions):
             yield f"{clip(run.folder, 200)} has questions twice; the last reply to each counts"

@@ -500,7 +500,7 @@ def _ceiling(highest: float) -> float:
 def _measured(groups: _Groups) -> Iterator[str]:
     arms = [arm for found in groups.values() for arm in found]
     configs = [a.run.config for a in arms]
-    hidden = ("command", "arm", "set", "part", "out")
+    hidden = ("command", "arm", "set", "part")
     names = [name for name in dict.fromkeys(n for c in configs for n in c) if name not in hidden]
     shared = [name for name in names if all(c.get(name) == configs[0].get(name) for c in configs)]
     varied = [name for name in names if name not in shared]
@@ -527,7 +527,7 @@ def _setting_name(name: str) -> str:
 
 
 def _setting(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return '<span class="soft">none</span>'
     if isinstance(value, bool):
         return "yes" if value else "no"

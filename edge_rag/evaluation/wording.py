@@ -28,7 +28,7 @@ LABELS = {
 }
 LOWER_IS_BETTER = frozenset(("false_refusal_rate", "missed_refusal_rate", "aurc", "aurc_logprob"))
 # what a run's config says besides what was tried: when and where, and what follows from the rest
-CIRCUMSTANCES = frozenset(("n", "machine", "cores", "started", "command", "limit", "out"))
+CIRCUMSTANCES = frozenset(("n", "machine", "cores", "started", "command", "limit", "timed"))
 
 _ARM = re.compile(r"(closed|given|gold|none|retrieved)(?:[+:](\d+))?(?:\+(\d+)poisoned)?")
 _ARMS = ("closed", "given", "gold", "none", "retrieved")
