@@ -13,7 +13,7 @@ import browser
 import invented_runs
 import pytest
 
-from edge_rag.errors import UsageError
+from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation import plot
 from edge_rag.evaluation.predictions import Interval, Run
 from edge_rag.evaluation.report import markdown_table, write_report
@@ -238,6 +238,16 @@ def test_no_run_is_refused_and_an_old_report_survives_a_failure(runs: list[Run],
     with pytest.raises(KeyError):
         write_report([broken], path)
     assert path.read_text() == "old"
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(runs: list[Run], tmp_path: Path) -> None:
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(EdgeRagError, match="cannot be written"):
+        write_report(runs[:1], tmp_path / "folder.html")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgeRagError, match="cannot be written"):
+        write_report(runs[:1], tmp_path / "file" / "page.html")
 
 
 def test_the_same_runs_give_the_same_bytes(runs: list[Run], written: Path, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_rag.errors import UsageError
+from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation import page, plot
 from edge_rag.evaluation.compare import holm, values
 from edge_rag.evaluation.intervals import PairedDifference, paired_bootstrap
@@ -69,6 +70,7 @@ class _Arm:
     run: Run
     label: str  # unique among the runs of a set
     anchor: str
+    values: Mapping[str, Mapping[str, float]]  # of each question, by its id
 
     @property
     def link(self) -> str:
@@ -83,10 +85,18 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
     if not runs:
         raise UsageError("no run to report on", mend="name one or more: edge-rag eval report RUN...")
     groups = _grouped(runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    html = page.page(_title(groups), _body(groups))
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page.page(_title(groups), _body(groups)), encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(html, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise EdgeRagError(
+            f"{path} cannot be written: {error.strerror}", mend="give another file with --out"
+        ) from error
 
 
 def markdown_table(runs: Sequence[Run], metrics: Sequence[str] = ("em", "contains", "f1")) -> str:
@@ -105,7 +115,10 @@ def markdown_table(runs: Sequence[Run], metrics: Sequence[str] = ("em", "contain
 
 
 def _grouped(runs: Sequence[Run]) -> _Groups:
-    arms = [_Arm(r, label, f"run-{n}") for n, (r, label) in enumerate(zip(runs, run_labels(runs), strict=True), 1)]
+    arms = [
+        _Arm(run, label, f"run-{n}", {p.id: values(p) for p in run.predictions})
+        for n, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True), 1)
+    ]
     groups: _Groups = {}
     for arm in arms:
         groups.setdefault(group_of(arm.run), []).append(arm)
@@ -219,13 +232,12 @@ def _same_model(a: _Arm, b: _Arm) -> bool:
 
 
 def _difference(a: _Arm, b: _Arm, metric: str) -> PairedDifference | None:
-    in_a, in_b = _by_question(a, metric), _by_question(b, metric)
-    common = [id for id in in_a if id in in_b]
-    return paired_bootstrap([in_a[id] for id in common], [in_b[id] for id in common]) if common else None
-
-
-def _by_question(arm: _Arm, metric: str) -> dict[str, float]:
-    return {p.id: found[metric] for p in arm.run.predictions if metric in (found := values(p))}
+    pairs = [
+        (of[metric], b.values[id][metric])
+        for id, of in a.values.items()
+        if metric in of and metric in b.values.get(id, ())
+    ]
+    return paired_bootstrap(*zip(*pairs, strict=True)) if pairs else None
 
 
 # ---- tables of figures
