@@ -94,6 +94,8 @@ def search_set(
                 progress("search", number, len(questions), "")
             passages, cosines = _search(library, q.question, vector, k, how, settings)
             found[q.id] = Found(passages, tuple(name(p, q) for p in passages), cosines, vector)
+    if progress:
+        progress("search", len(questions), len(questions), "")
     return found
 
 
@@ -168,8 +170,8 @@ def _make(
     except IntegrityError:
         shutil.rmtree(folder / LIBRARY)
         _index(folder, embedder, settings, progress)
-    _write(folder / COMPLETE, json.dumps(_checksums(folder), indent=1))
     shutil.rmtree(folder / TEXTS)
+    _write(folder / COMPLETE, json.dumps(_checksums(folder), indent=1))
 
 
 def _write_texts(folder: Path, corpus: Iterable[SetPassage]) -> list[list[str]]:
