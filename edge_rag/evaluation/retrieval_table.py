@@ -70,13 +70,11 @@ def measure(
     progress: Progress | None = None,
 ) -> Report:
     """Rank k passages for each question of each set. `fp32`: the ONNX file that the peer fp32 needs."""
-    _check(peers, fp32)
+    _check(sets, peers, fp32)
     load_before = load_average()
     by_row: dict[str, list[Figure]] = {}
     for question_set in sets:
         asked = [q for q in question_set.questions if q.gold_ids]
-        if not asked:
-            raise UsageError(f"{question_set.name} does not say which passages are right", mend="leave it out")
         with library_of_set(question_set, embedder=embedder, settings=settings, progress=progress) as library:
             corpus = {passage.id: passage for passage in question_set.read_corpus()}
             contestants = [_ours(name, how, library, settings, k, progress) for name, how in OURS.items()]
@@ -92,7 +90,10 @@ def measure(
     return Report("Search", tuple(figures), tuple(_notes(peers, k)), surroundings(command, load_before))
 
 
-def _check(peers: Sequence[str], fp32: Path | None) -> None:
+def _check(sets: Sequence[QuestionSet], peers: Sequence[str], fp32: Path | None) -> None:
+    for question_set in sets:
+        if not any(q.gold_ids for q in question_set.questions):
+            raise UsageError(f"{question_set.name} does not say which passages are right", mend="leave it out")
     for peer in peers:
         if peer not in PEERS:
             raise UsageError(f"there is no peer {peer!r}", mend=f"use {' or '.join(PEERS)}")
