@@ -60,13 +60,14 @@ def test_an_answer_does_not_depend_on_the_threads(
         assert other.generate(prompts(), max_tokens=12) == expected
 
 
-@pytest.mark.parametrize("quantised_type", ["F16", "Q4_0"])
+@pytest.mark.parametrize("quantised_type", ["F16", "Q4_0", "Q4_K_M"])
 def test_other_types_give_the_same_guarantee(tmp_path: Path, generator_file: Path, quantised_type: str) -> None:
     path = tmp_path / "converted.gguf"
     requantize(generator_file, path, quantised_type)
     with GgufBatch(path, threads=2, context_tokens=512) as batch:
-        together = batch.generate(prompts(), max_tokens=8)
-        alone = [batch.generate([prompt], max_tokens=8)[0] for prompt in prompts()]
+        asked = prompts()[4:9:2]
+        together = batch.generate(asked, max_tokens=6)
+        alone = [batch.generate([prompt], max_tokens=6)[0] for prompt in asked]
     assert together == alone
 
 
@@ -174,12 +175,12 @@ def test_ctrl_c_ends_it_soon_and_leaves_it_usable(generator_file: Path) -> None:
         "b = GgufBatch(Path(sys.argv[1]), threads=2)\n"
         "long = [[Message('user', f'{i} ' + 'Write a long story. ' * 300)] for i in range(30)]\n"
         "short = [Message('user', 'What is the capital of France?')]\n"
-        "print('started', flush=True)\n"
+        "expected = b.generate([short], max_tokens=8); print('started', flush=True)\n"
         "try:\n"
         "    b.generate([short, *long], max_tokens=400, on_done=lambda i, a: print('done', flush=True))\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted', flush=True)\n"
-        "print('Paris' in b.generate([short], max_tokens=20)[0].text)\n"
+        "print(b.generate([short], max_tokens=8) == expected)\n"
         "b.close()"
     )
     started = subprocess.Popen([sys.executable, "-c", code, str(generator_file)], stdout=subprocess.PIPE, text=True)

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -104,7 +105,8 @@ class Assistant:
     def generator(self) -> Generator:
         if self._generator is None:
             s = self._settings
-            self._generator = open_generator(s.generator, threads=s.threads, context_tokens=s.context_tokens)
+            lora = Path(s.lora).expanduser() if s.lora else None
+            self._generator = open_generator(s.generator, threads=s.threads, context_tokens=s.context_tokens, lora=lora)
         return self._generator
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ GeneratorOption = Annotated[
     str | None,
     typer.Option(help="Model name, GGUF file, 'extractive', or http(s)://host/v1#model.", metavar="MODEL"),
 ]
+LoraOption = Annotated[str | None, typer.Option(help="GGUF adapter for the generator.", metavar="FILE")]
 PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]
 
 
@@ -91,6 +92,7 @@ def ask(
     before: BeforeFilter = None,
     meta: MetaFilter = None,
     generator: GeneratorOption = None,
+    lora: LoraOption = None,
     passages: PassagesOption = None,
     confidence: Annotated[
         float | None, typer.Option(help="Abstain below this probability, 0 to 1.", metavar="P")
@@ -107,7 +109,7 @@ def ask(
     from edge_rag.answering import EXTRACTIVE, Assistant
 
     question = _read(question)
-    settings = settings_of(context, generator=generator, passages=passages, confidence=confidence)
+    settings = settings_of(context, generator=generator, lora=lora, passages=passages, confidence=confidence)
     with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
         answer = assistant.ask(
             question,
@@ -132,6 +134,7 @@ def chat(
     before: BeforeFilter = None,
     meta: MetaFilter = None,
     generator: GeneratorOption = None,
+    lora: LoraOption = None,
 ) -> None:
     """Talk with the documents.
 
@@ -142,7 +145,7 @@ def chat(
     """
     from edge_rag.answering import Assistant, Turn
 
-    settings = settings_of(context, generator=generator)
+    settings = settings_of(context, generator=generator, lora=lora)
     filters = filters_of(path, type, after, before, meta)
     history: list[Turn] = []
     with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from edge_rag.errors import MissingExtraError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from edge_rag.interfaces import Generator
+    from edge_rag.interfaces import Generator, Progress
     from edge_rag.models.embedder import OnnxEmbedder
 
-__all__ = ["has_llama_cpp", "locate_generator", "open_embedder", "open_generator"]
+__all__ = ["has_llama_cpp", "locate_generator", "open_embedder", "open_generator", "quantised_generator"]
 
 _PACKAGED = Path(__file__).parent / "data"
 
@@ -32,17 +32,30 @@ def open_embedder(name: str, *, threads: int = 0) -> "OnnxEmbedder":
     return OnnxEmbedder(folder, threads=threads)
 
 
-def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048) -> "Generator":
-    """Open a chat model: a catalog name, the path of a .gguf, or http(s)://host/v1#model."""
+def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048, lora: Path | None = None) -> "Generator":
+    """Open a chat model: a catalog name, the path of a .gguf, or http(s)://host/v1#model; `lora`: a GGUF adapter."""
     path = locate_generator(spec)
     if path is None:
+        if lora is not None:
+            raise UsageError(f"an adapter cannot be applied to the server {spec}", mend="leave out --lora")
         from edge_rag.models.remote import RemoteGenerator
 
         return RemoteGenerator(spec, context_tokens=context_tokens)
     from edge_rag.models.gguf import GgufGenerator
 
     name = "" if _is_path(spec) or spec.endswith(".gguf") else spec
-    return GgufGenerator(path, threads=threads, context_tokens=context_tokens, name=name)
+    return GgufGenerator(path, threads=threads, context_tokens=context_tokens, lora=lora, name=name)
+
+
+def quantised_generator(spec: str, quantised_type: str, progress: "Progress | None" = None) -> Path:
+    """Return a generator's file converted to a type such as "Q4_0". It is made once and kept in the home's cache."""
+    from edge_rag.models import quantise
+
+    quantise.check_type(quantised_type)
+    path = locate_generator(spec)
+    if path is None:
+        raise UsageError(f"{spec} is a server: it cannot be converted", mend="name a model or the path of a .gguf file")
+    return quantise.quantised_file(path, quantised_type, progress)
 
 
 def locate_generator(spec: str) -> Path | None:

@@ -24,8 +24,6 @@ import urllib.parse
 import urllib.request
 import zipfile
 from ast import literal_eval
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -61,7 +59,7 @@ def pull(name_or_source: str, *, sha256: str = "", progress: Progress | None = N
     folder = store.model_folder(entry.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "lock", report):
+        with store.lock(folder / "lock", report, "another process is pulling this model"):
             here = None if force else _already_here(entry, expected)
             if here is None:
                 path, found = _fetch(entry, folder, expected, report)
@@ -396,35 +394,6 @@ def _copy_stream(source: IO[bytes], target: IO[bytes], total: int, name: str, re
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _lock(path: Path, report: Progress) -> Iterator[None]:
-    """Hold the model's lock; a second pull waits for the first, and a dead process holds nothing."""
-    with path.open("a+b") as file:
-        waited = False
-        while not _try_lock(file):
-            if not waited:
-                report("wait", 0, 0, "another process is pulling this model")
-                waited = True
-            time.sleep(0.2)
-        yield  # closing the file lets go of the lock
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _check(temporary: Path, expected: str, found: str, source: str) -> None:

@@ -9,6 +9,8 @@ and takes over keys and values for what a prompt shares with one that it still h
 half of what the slowest has left.
 """
 
+import functools
+import itertools
 import math
 import queue
 import threading
@@ -27,6 +29,7 @@ from edge_rag.models.gguf_native import TOGETHER, NativeContext, NativeModel, pi
 from edge_rag.models.gguf_vocabulary import Draft, Vocabulary, common_prefix
 
 SEQUENCES = 8  # answers that a worker writes together
+PIECE = 64  # prompt tokens for each call: larger ones are no faster, and Ctrl-C has to wait for them
 WORTH_COPYING = 16  # shared tokens; to copy keys and values takes as long as to compute a few of them
 
 
@@ -42,7 +45,12 @@ class GgufBatch:
     """Greedy answers to many prompts at once.
 
     What is generated for a prompt depends on the model, the adapter, the prompt and max_tokens, to the last bit of
-    `logprob`: not on the other prompts of the call, their order, the number of threads, or earlier calls.
+    `logprob`: not on the other prompts of the call, their order, the number of threads, or earlier calls. Another
+    processor or build of llama.cpp may round otherwise. With Q8_0 and Q4_0 the texts are those of GgufGenerator, too;
+    with other types they may differ where two tokens are about equally likely.
+
+    The first call tries out whether the cut of a prompt and company change bits, as they do with K types. If so, prompts are
+    cut at multiples of PIECE only, whatever they share, and always SEQUENCES answers are written together.
     """
 
     def __init__(
@@ -54,7 +62,7 @@ class GgufBatch:
         self._model = NativeModel(path, lora=lora)
         self._vocabulary = Vocabulary(self._model, self.name)
         self._workers: list[threading.Thread] = []
-        self._stop = threading.Event()
+        self._call: _Call | None = None  # the last one
 
     def __enter__(self) -> "GgufBatch":
         return self
@@ -91,12 +99,13 @@ class GgufBatch:
                     mend="show it fewer passages, or raise context_tokens",
                 )
         done: dict[int, Generated] = {}
-        results = self._start_workers(tokens, max_tokens)
+        call = _Call(tokens, max_tokens, self._is_exact, _Shares(tokens, self._threads))
+        self._start_workers(call)
         try:
             while len(done) < len(tokens):
-                index, result = _next(results)
+                index, result = _next(call.results)
                 if isinstance(result, BaseException):
-                    raise _as_model_error(result) from result
+                    raise _as_edge_rag_error(result) from result
                 done[index] = result
                 if on_done is not None:
                     on_done(index, result)
@@ -104,50 +113,52 @@ class GgufBatch:
             self._end_workers()
         return [done[index] for index in range(len(tokens))]
 
-    def _start_workers(self, tokens: list[list[int]], max_tokens: int) -> "_Results":
-        results: _Results = queue.SimpleQueue()
-        n = min(self._threads, len(tokens))
-        room = max(map(len, tokens), default=0) + max_tokens
-        shares = _Shares(tokens, n)
-        self._stop.clear()
-        self._workers = [
-            threading.Thread(
-                target=self._work,
-                args=(number, shares, tokens, room, max_tokens, results),
-                name=f"{self.name} {number}",
-            )
-            for number in range(n)
-        ]
-        for worker in self._workers:
+    @functools.cached_property
+    def _is_exact(self) -> bool:
+        return _is_exact(self._model, self._vocabulary)
+
+    def _start_workers(self, call: "_Call") -> None:
+        self._call = call
+        for number in range(min(self._threads, len(call.tokens))):
+            worker = threading.Thread(target=self._work, args=(call, number), name=f"{self.name} {number}")
+            self._workers.append(worker)
             worker.start()
-        return results
 
     def _end_workers(self) -> None:
-        self._stop.set()
+        if self._call is not None:
+            self._call.stop.set()
         for worker in self._workers:
             worker.join()
-        self._workers = []
+        self._workers.clear()
 
-    def _work(
-        self, number: int, shares: "_Shares", tokens: list[list[int]], room: int, max_tokens: int, results: "_Results"
-    ) -> None:
+    def _work(self, call: "_Call", number: int) -> None:
         try:
-            context = self._model.open_context(
-                tokens=room, sequences=max(TOGETHER, min(SEQUENCES, len(tokens))), read_threads=1, write_threads=1
-            )
+            room = max(map(len, call.tokens)) + call.max_tokens
+            sequences = max(TOGETHER, min(SEQUENCES, len(call.tokens))) if call.is_exact else SEQUENCES
+            context = self._model.open_context(tokens=room, sequences=sequences, read_threads=1, write_threads=1)
             try:
-                worker = _Worker(context, self._vocabulary, max_tokens, self._stop, results)
-                worker.run(lambda: shares.take(number), tokens)
+                _Worker(context, self._vocabulary, call, number).run()
             finally:
                 context.close()
         except BaseException as error:
-            results.put((-1, error))
+            call.results.put((-1, error))
 
 
-_Results = queue.SimpleQueue[tuple[int, Generated | BaseException]]
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What the workers of one `generate` share."""
+
+    tokens: list[list[int]]  # of the prompts
+    max_tokens: int
+    is_exact: bool
+    shares: "_Shares"
+    results: "queue.SimpleQueue[tuple[int, Generated | BaseException]]" = field(default_factory=queue.SimpleQueue)
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
-def _next(results: _Results) -> tuple[int, Generated | BaseException]:
+def _next(
+    results: "queue.SimpleQueue[tuple[int, Generated | BaseException]]",
+) -> tuple[int, Generated | BaseException]:
     while True:
         try:
             return results.get(timeout=0.2)  # Windows tells of Ctrl-C only between waits
@@ -155,10 +166,34 @@ def _next(results: _Results) -> tuple[int, Generated | BaseException]:
             pass
 
 
-def _as_model_error(error: BaseException) -> EdgeRagError:
+def _as_edge_rag_error(error: BaseException) -> EdgeRagError:
     if isinstance(error, EdgeRagError):
         return error
     return ModelError(f"a worker failed: {type(error).__name__}: {error}")
+
+
+def _is_exact(model: NativeModel, vocabulary: Vocabulary) -> bool:
+    """Try out whether the same tokens give the same bits however a prompt is cut, and in whatever company."""
+    prompt = vocabulary.tokenize(
+        "The keeper lit the lamp at dusk, and wrote the wind and the weather down. " * 3, add_special=True
+    )
+    n = len(prompt)
+    context = model.open_context(tokens=n + 1, sequences=SEQUENCES, read_threads=1, write_threads=1)
+    try:
+        first = []
+        for sequence, cuts in enumerate(([0, n], [0, n - 2, n], [0, 3, n - 5, n], [0, 8, 15, n])):
+            for start, end in itertools.pairwise(cuts):
+                context.read(sequence, start, prompt[start:end])
+            first.append(context.logits(0).copy())
+        second = []
+        for company in (TOGETHER, 3, 4):
+            context.write([(prompt[0], n, sequence) for sequence in range(company)])
+            second.append(context.logits(0).copy())
+            if not all(context.forget(sequence, n) for sequence in range(company)):
+                return False
+    finally:
+        context.close()
+    return all(np.array_equal(group[0], other) for group in (first, second) for other in group)
 
 
 class _Shares:
@@ -222,29 +257,21 @@ class _Sequence:
 class _Worker:
     """One thread's part: reads prompts one at a time, and writes all their answers together."""
 
-    def __init__(
-        self,
-        context: NativeContext,
-        vocabulary: Vocabulary,
-        max_tokens: int,
-        stop: threading.Event,
-        results: _Results,
-    ) -> None:
+    def __init__(self, context: NativeContext, vocabulary: Vocabulary, call: _Call, number: int) -> None:
         self._context = context
         self._vocabulary = vocabulary
-        self._max_tokens = max_tokens
-        self._stop = stop
-        self._results = results
+        self._call = call
+        self._number = number
         self._sequences = [_Sequence(number) for number in range(context.n_sequences)]
 
-    def run(self, take: Callable[[], int | None], tokens: list[list[int]]) -> None:
+    def run(self) -> None:
         """Answer prompts until none is left, or until it is to stop."""
         more = True
-        while not self._stop.is_set():
+        while not self._call.stop.is_set():
             free = [s for s in self._sequences if s.answer is None]
-            index = take() if more and free else None
+            index = self._call.shares.take(self._number) if more and free else None
             if index is not None:
-                self._begin(index, tokens[index], free)
+                self._begin(index, self._call.tokens[index], free)
             elif len(free) < len(self._sequences):
                 more = more and not free
                 self._go_on()
@@ -254,12 +281,12 @@ class _Worker:
     def _begin(self, index: int, prompt: list[int], free: list[_Sequence]) -> None:
         """Read a prompt, and take the first token of its answer."""
         sequence, keep = self._place(prompt, free)
-        for start, end in pieces(keep, len(prompt)):
-            if self._stop.is_set():
+        for start, end in pieces(keep, len(prompt), PIECE):
+            if self._call.stop.is_set():
                 return
             self._context.read(sequence.number, start, prompt[start:end])
         sequence.held = prompt
-        sequence.answer = _Answer(index, Draft(self._vocabulary, self._max_tokens))
+        sequence.answer = _Answer(index, Draft(self._vocabulary, self._call.max_tokens))
         if not sequence.answer.draft.is_finished:
             sequence.answer.add(self._context.logits(0))
         self._report_if_finished(sequence)
@@ -274,7 +301,8 @@ class _Worker:
             self._context.copy(richest.number, chosen.number)
             keep = shared[richest.number]
             chosen.held = self._sequences[richest.number].held
-        self._cut(chosen, max(0, min(keep, len(prompt) - TOGETHER)))
+        keep = max(0, min(keep, len(prompt) - TOGETHER))
+        self._cut(chosen, keep if self._call.is_exact else keep // PIECE * PIECE)
         return chosen, len(chosen.held)
 
     def _go_on(self) -> None:
@@ -283,9 +311,11 @@ class _Worker:
         llama.cpp computes neighbouring sequences together, so those between take part, and a single answer gets company:
         how a token is computed must not depend on how many others are still being written.
         """
-        busy = [s.number for s in self._sequences if s.answer is not None]
-        first = min(busy[0], len(self._sequences) - TOGETHER)
-        together = self._sequences[first : max(busy[-1] + 1, first + TOGETHER)]
+        together = self._sequences
+        if self._call.is_exact:
+            busy = [s.number for s in together if s.answer is not None]
+            first = min(busy[0], len(together) - TOGETHER)
+            together = together[first : max(busy[-1] + 1, first + TOGETHER)]
         self._context.write([(s.last_token, s.last_position, s.number) for s in together])
         for row, sequence in enumerate(together):
             if sequence.answer is None:
@@ -300,7 +330,7 @@ class _Worker:
             return
         mean = sum(answer.logprobs) / len(answer.logprobs) if answer.logprobs else 0.0
         generated = Generated(answer.text, len(sequence.held), len(answer.draft.tokens), mean)
-        self._results.put((answer.index, generated))
+        self._call.results.put((answer.index, generated))
         sequence.answer = None
         self._cut(sequence, len(sequence.held))
 

@@ -4,11 +4,12 @@ The low-level functions of llama-cpp-python are used, not its Llama class: that 
 vocabulary (100 MB here), redirects the process's own stdout and stderr while it works, and prints a traceback at
 interpreter exit.
 
-Bits. Every context is opened without flash attention, and with a memory of its own for each sequence. As measured (F32,
-F16, Q8_0, Q4_0; x86-64), the logits after a token then depend on the tokens before it and on two things more: for each
-of these, whether it was computed in one call with others of its sequence, as in a prompt, or not, as in an answer; and,
-with F32 and F16, whether a call computes one token or several. How a prompt is cut into calls, which other sequences
-take part, how many threads work: none of it changes a bit. Flash attention would give that up.
+Bits. Every context is opened without flash attention, and with a memory of its own for each sequence. As measured on
+x86-64 with AVX-512, the logits after a token of a F32, F16, Q8_0 or Q4_0 model then depend on the tokens before it and on
+two things more: for each of these, whether it was computed in one call with others of its sequence, as in a prompt, or
+not, as in an answer; and, with F32 and F16, whether a call computes one token or several. How a prompt is cut into calls,
+which other sequences take part, how many threads work: none of it changes a bit. K types depend on the cut and on the
+number of sequences as well. Flash attention would make all of them depend on the cut and on the threads.
 """
 
 import ctypes
@@ -167,10 +168,10 @@ class NativeContext:
             )
 
 
-def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a stretch of a prompt into batches, none of them of one token unless the stretch is."""
+def pieces(start: int, end: int, size: int = N_BATCH) -> Iterator[tuple[int, int]]:
+    """Cut a stretch of a prompt for `read`, so that none is of one token unless the stretch is."""
     while start < end:
-        stop = min(start + N_BATCH, end)
+        stop = min(start + size, end)
         if end - stop in range(1, TOGETHER):
             stop = end - TOGETHER
         yield start, stop

@@ -10,9 +10,13 @@ before every answer.
 
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Progress
@@ -106,6 +110,35 @@ def sha256_file(path: Path, *, progress: Progress | None = None) -> str:
             if progress is not None:
                 progress("verify", done, total, path.name)
     return digest.hexdigest()
+
+
+@contextmanager
+def lock(path: Path, report: Progress, why: str) -> Iterator[None]:
+    """Hold a lock file; who comes second waits and reports why. A dead process holds nothing."""
+    with path.open("a+b") as file:
+        waited = False
+        while not _try_lock(file):
+            if not waited:
+                report("wait", 0, 0, why)
+                waited = True
+            time.sleep(0.2)
+        yield  # closing the file lets go of the lock
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> Manifest:
