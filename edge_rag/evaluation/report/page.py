@@ -11,6 +11,7 @@ from importlib import resources
 
 from edge_rag.evaluation.wording import clean, clip
 
+NOTHING = '<span class="soft">–</span>'  # in a cell
 _STYLE = "report.css"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -26,7 +27,7 @@ def name(value: object) -> str:
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    style = resources.files("edge_rag.evaluation").joinpath(_STYLE).read_text(encoding="utf-8")
+    style = resources.files("edge_rag.evaluation.report").joinpath(_STYLE).read_text(encoding="utf-8")
     return "\n".join(
         [
             "<!DOCTYPE html>",
