@@ -117,6 +117,22 @@ def test_headings_are_in_order_and_tables_have_scopes(html: str) -> None:
     assert len(outline.named("table")) > 5
 
 
+def test_every_row_of_a_table_is_as_long_as_its_head(html: str) -> None:
+    for table in re.findall(r"<table>.*?</table>", html, re.S):
+        lengths = {
+            sum(int(wide or 1) for wide in re.findall(r"<t[hd](?=[ >])(?:[^>]*colspan=\"(\d+)\")?", row))
+            for row in re.findall(r"<tr>.*?</tr>", table, re.S)
+        }
+        assert len(lengths) == 1
+
+
+def test_a_command_that_made_several_runs_is_given_once(runs: list[Run], tmp_path: Path) -> None:
+    text = page_of(
+        tmp_path, *(replace(run, config={**run.config, "command": "edge-rag eval run x"}) for run in runs[:3])
+    )
+    assert text.count("edge-rag eval run x") == 1
+
+
 def test_every_plot_says_in_words_what_it_shows(html: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(plots) >= 6

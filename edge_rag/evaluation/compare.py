@@ -265,7 +265,7 @@ def _metric_table(differences: Sequence[MetricDifference]) -> Iterator[str]:
 
 def _notes(c: Comparison) -> Iterator[str]:
     tests = f"{len(c.metrics)} metrics were" if len(c.metrics) != 1 else "1 metric was"
-    yield f"{tests} tested by paired bootstrap over questions; p (Holm) corrects for their number, * is below 0.05."
+    yield f"{tests} tested, question by question; p (Holm) corrects for their number, * is below 0.05. Intervals: bootstrap."
     yield "Scores are in percent, differences in percentage points; n counts the questions for which both runs have the score."
     if c.same:
         yield f"Equal for every question: {', '.join(map(metric_label, c.same))}."
@@ -277,9 +277,8 @@ def _notes(c: Comparison) -> Iterator[str]:
 def _listed(title: str, meaning: str, changes: Sequence[Change], metric: str, limit: int) -> Iterator[str]:
     left_out = max(0, len(changes) - limit)
     yield ""
-    yield f"## {title}: {len(changes):,} questions are {meaning} by {metric_label(metric)}" + (
-        f"; the first {limit:,}" if left_out else ""
-    )
+    first = f"; the first {limit:,}" if left_out else ""
+    yield f"## {title}, {meaning} by {metric_label(metric)}: {len(changes):,}{first}"
     for count, change in enumerate(changes[:limit], 1):
         gold = " / ".join(clip(answer, 100) for answer in change.answers[:5])
         yield ""

@@ -48,13 +48,7 @@ def _all_figures(run: Run) -> Iterator[str]:
         )
         for name, figure in figures.items()
     )
-    heads = [
-        head("Metric"),
-        head("mean", "figure"),
-        head("95% interval", "figure"),
-        head("n", "figure"),
-        head("meaning"),
-    ]
+    heads = [head("Metric"), head("mean", "figure"), head("95% interval", "figure"), head("n", "figure")]
     yield page.table(f"All figures of {run.name}", heads, ["<tbody>", *rows, "</tbody>"])
     yield page.pairs([("Folder", f"<code>{text(run.folder, 300)}</code>")])
 

@@ -90,7 +90,11 @@ def figures_table(label: str, groups: Groups, metrics: Sequence[str], *, best: b
             rows.append(row(side(arm.link), *cells, cell(f"{n:,}" if n else NOTHING, "figure")))
         if rows:
             bodies.append(page.group(f"{page.name(name)}, {_counts(arms)} questions", len(metrics) + 2, rows))
-    note = "★ better than every other arm of its set: paired test, p below 0.05 against each of them." if best else ""
+    note = (
+        "★ better than every other arm of its set that has the figure: paired test, p below 0.05 against each."
+        if best
+        else ""
+    )
     heads = [head("Arm"), *(head(_column(m), "figure") for m in metrics), head("n", "figure")]
     return page.table(label, heads, bodies, note)
 

@@ -14,7 +14,7 @@ from edge_rag.evaluation.wording import metric_label, number, span
 
 _SETTING_NAMES = {
     "set_sha256": "question file, SHA-256",
-    "generator_sha256": "generator, SHA-256",
+    "timed": "questions timed one at a time",
     "edge_rag": "edge_rag version",
     "prompt": "prompt style",
     "n": "questions",
@@ -122,7 +122,8 @@ def _measured(groups: Groups) -> Iterator[str]:
     shared = [name for name in names if all(c.get(name) == configs[0].get(name) for c in configs)]
     varied = [name for name in names if name not in shared]
     yield "<h3>The same for all runs</h3>" if len(arms) > 1 else ""
-    yield page.pairs((_setting_name(name), _setting(configs[0].get(name))) for name in shared)
+    sets = ("sets", ", ".join(map(page.name, groups)))
+    yield page.pairs([sets, *((_setting_name(name), _setting(configs[0].get(name))) for name in shared)])
     if varied:
         yield "<h3>Different between runs</h3>"
         heads = [head("Arm"), *(head(_setting_name(name)) for name in varied)]
@@ -131,16 +132,16 @@ def _measured(groups: Groups) -> Iterator[str]:
             rows = (row(side(a.link), *(cell(_setting(a.run.config.get(name))) for name in varied)) for a in found)
             bodies.append(page.group(page.name(group), len(varied) + 1, rows))
         yield page.table("Settings that differ between runs", heads, bodies)
-    commands = [str(c["command"]) for c in configs if c.get("command")]
+    commands = list(dict.fromkeys(str(c["command"]) for c in configs if c.get("command")))
     if commands:
         yield page.details(
-            f"Commands that reproduce {'the run' if len(commands) == 1 else f'these {len(commands)} runs'}",
+            "How to make these runs again",
             ["<pre tabindex='0'><code>" + "\n".join(text(command, 500) for command in commands) + "</code></pre>"],
         )
 
 
 def _setting_name(name: str) -> str:
-    return text(_SETTING_NAMES.get(name, name.replace("_", " ")), 60)
+    return text(_SETTING_NAMES.get(name, name.replace("_sha256", ", SHA-256").replace("_", " ")), 60)
 
 
 def _setting(value: object) -> str:
