@@ -60,7 +60,9 @@ def run(
         str | None,
         typer.Option(help="Model name, GGUF file, 'extractive', or http(s)://host/v1#model.", metavar="MODEL"),
     ] = None,
-    lora: Annotated[str, typer.Option(help="GGUF file of an adapter for the generator.", metavar="FILE")] = "",
+    lora: Annotated[
+        str | None, typer.Option(help="GGUF file of an adapter for the generator; '' for none.", metavar="FILE")
+    ] = None,
     quantised: Annotated[str, typer.Option(help="Convert the generator first: Q8_0, Q4_0 ...", metavar="TYPE")] = "",
     prompt: Annotated[
         str, typer.Option(help="What is asked for: sentence, words, or rationale.", metavar="STYLE")
@@ -88,7 +90,8 @@ def run(
     from edge_rag.models import open_embedder
 
     settings = settings_of(context)
-    who = Who(generator or settings.generator, lora, quantised, settings.threads, context_tokens)
+    adapter = settings.lora if lora is None else lora
+    who = Who(generator or settings.generator, adapter, quantised, settings.threads, context_tokens)
     choice = Choice(
         _one_of("--search", search, ("fused", "dense", "lexical")),
         _one_of("--selector", selector, ("keep-top", "oracle")),

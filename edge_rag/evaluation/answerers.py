@@ -13,7 +13,7 @@ from edge_rag.answering.prompt import closed_book_messages
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.cases import Case
 from edge_rag.interfaces import Generator, Message
-from edge_rag.models import locate_generator, open_generator
+from edge_rag.models import locate_generator, open_generator, quantised_generator
 from edge_rag.models.gguf import GgufGenerator
 from edge_rag.models.gguf_batch import GgufBatch
 
@@ -58,8 +58,6 @@ class Who:
                 raise UsageError(f"{self.generator} takes no adapter and no type", mend="choose a GGUF generator")
             return None
         if self.quantised:
-            from edge_rag.models import quantised_generator
-
             return quantised_generator(self.generator, self.quantised)
         return locate_generator(self.generator)
 
