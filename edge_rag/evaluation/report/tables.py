@@ -109,8 +109,8 @@ def _figure_cell(metric: str, figure: Interval | None, n: int, *, best: bool = F
     if figure is None:
         return cell(NOTHING, "figure")
     star = '★<span class="hidden"> best</span> ' if best else ""
-    of = f"<small>n {figure.n:,}</small>" if figure.n != n else ""
-    value = f"{star}{number(metric, figure.value)}<small>{span(metric, figure)}</small>{of}"
+    of = f", n&nbsp;{figure.n:,}" if figure.n != n else ""
+    value = f"{star}{number(metric, figure.value)}<small>{span(metric, figure)}{of}</small>"
     return cell(value, "figure best" if best else "figure")
 
 
