@@ -65,7 +65,7 @@ class QuestionSet:
 def load_set(spec: str, *, part: Part = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
     """Load a set by its path or by its name under EDGE_RAG_DATA.
 
-    `limit` draws that many questions of the part; with the same seed a smaller limit draws some of the same questions.
+    `limit` draws at most that many questions of the part; with the same seed a smaller limit draws some of the same questions.
     """
     path, name = _find(spec)
     source = open_questions(path)
@@ -180,7 +180,7 @@ def _corpus_beside(path: Path) -> Path | None:
 
 
 def _draw(questions: Iterator[Question], name: str, part: Part, limit: int | None, seed: int) -> Iterator[Question]:
-    """Yield the questions of a part, or as many of them as the limit says. Only what is kept stays in memory."""
+    """Yield the questions of a part, at most as many as the limit says. Only what is kept stays in memory."""
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} leaves no question", mend="give --limit 1 or more")
     of_part = (question for question in questions if part == "all" or is_dev(question.question) == (part == "dev"))
@@ -198,11 +198,9 @@ def _draw(questions: Iterator[Question], name: str, part: Part, limit: int | Non
             else:
                 heapq.heappushpop(kept, drawn)
         yield from (question for _, _, question in sorted(kept, key=lambda drawn: drawn[1]))
-    where = f"{name} has {count:,} questions" + ("" if part == "all" else f" in its {part} part")
     if count == 0:
-        raise UsageError(where.replace("0 questions", "no questions"), mend="give another part, or another file")
-    if limit is not None and limit > count:
-        raise UsageError(f"{where}, fewer than {limit:,}", mend=f"give --limit {count} or less, or leave it out")
+        where = "" if part == "all" else f" in its {part} part"
+        raise UsageError(f"{name} has no questions{where}", mend="give another part, or another file")
 
 
 def _with_titles_found(question_set: QuestionSet) -> Iterator[Question]:
