@@ -78,10 +78,9 @@ def evaluate(
         if open_arms:
             with closing(open_answerer(plan.who)) as answerer:
                 cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress)
-                threshold = evidence.threshold(embedder)
-                spent = [_answer(arms[arm], arm, cases[arm], answerer, plan, threshold, progress) for arm in open_arms]
-            for arm, spent_on_arm in zip(open_arms, spent, strict=True):
-                _finish(arms[arm], arm, cases[arm], plan, spent_on_arm, progress)
+                for arm in open_arms:
+                    spent = _answer(arms[arm], arm, cases[arm], answerer, plan, evidence.threshold(embedder), progress)
+                    _finish(arms[arm], arm, cases[arm], plan, spent, progress)
     return [read_run(folder) for folder in arms.values()]
 
 
