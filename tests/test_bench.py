@@ -1,5 +1,6 @@
 """The benchmarks really run, small; what they measure is not judged here."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,14 @@ from edge_rag.answering import evidence
 from edge_rag.cli.commands import app
 from edge_rag.errors import UsageError
 from edge_rag.evaluation import figures
-from edge_rag.evaluation.bench import abstention, abstention_report, speed_ask, speed_ingest, speed_search
+from edge_rag.evaluation.bench import (
+    abstention,
+    abstention_report,
+    speed_answers,
+    speed_ask,
+    speed_ingest,
+    speed_search,
+)
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 from edge_rag.testing import HashEmbedder
@@ -133,3 +141,31 @@ def test_a_figure_knows_whether_its_target_is_met() -> None:
     assert figures.figure("x", "s", [1.0, 2.0, 9.0], at_least=3).met is False
     assert figures.figure("x", "s", [1.0]).met is None
     assert figures.ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+
+
+def test_answers_are_timed_in_three_ways(generator_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"question": f"Who kept light {i}?", "passages": [{"title": "Keepers", "text": f"Moar kept light {i}."}]}
+        for i in range(40)
+    ]
+    with gzip.open(tmp_path / "set.jsonl.gz", "wt", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setenv("EDGE_RAG_DATA", str(tmp_path))
+    arguments = ["-q", "bench", "answers", "--questions", "set", "--limit", "2", "--tokens", "3", "--rounds", "1"]
+    monkeypatch.setenv("EDGE_RAG_GENERATOR", str(generator_file))
+    monkeypatch.setenv("EDGE_RAG_THREADS", "2")
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    named = {f["name"]: f["value"] for f in report["figures"]}
+    for way in ("GgufBatch", "GgufGenerator", "Llama.create_chat_completion"):
+        assert named[f"{way}: questions"] > 0
+    assert named["GgufBatch faster than GgufGenerator"] > 0
+    assert "the same text as GgufGenerator: 2 of 2" in report["notes"][2]
+
+
+def test_answers_of_a_server_are_not_timed() -> None:
+    with pytest.raises(UsageError, match="is a server"):
+        speed_answers.measure(
+            [[]], rounds=1, answer_tokens=1, settings=Settings(generator="http://localhost:1/v1#x"), command=""
+        )

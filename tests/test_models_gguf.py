@@ -10,15 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf_writing import write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_rag.answering import Assistant
 from edge_rag.errors import MissingExtraError, ModelError, UsageError
 from edge_rag.interfaces import Generator, Message
-from edge_rag.models import catalog, fetch, gguf_native, open_generator, quantise, store
+from edge_rag.library import Library
+from edge_rag.models import catalog, fetch, gguf_native, open_generator, quantise, quantised_generator, store
 from edge_rag.models.gguf import GgufGenerator
+from edge_rag.models.gguf_batch import GgufBatch
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.gguf_vocabulary import is_loop
+from edge_rag.settings import Settings
+from edge_rag.testing import HashEmbedder
 
 FACTS = "\n".join(f"Fact {i}: the river number {i} is {i * 37 % 211} kilometres long." for i in range(30))
 CAPITAL = [Message("user", "What is the capital of France? Answer in one short sentence.")]
@@ -247,6 +253,52 @@ def test_without_llama_cpp_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, g
     assert error.value.mend == "run: pip install 'edge-rag[llm]'"
 
 
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_of_zeros_changes_nothing_and_a_large_one_everything(
+    generator_file: Path, generator: GgufGenerator, tmp_path: Path
+) -> None:
+    expected = say(generator, CAPITAL)
+    for size, same in ((0.0, True), (20.0, False)):
+        adapter = write_adapter(tmp_path / "adapter.gguf", size=size)
+        with GgufGenerator(generator_file, threads=1, context_tokens=256, lora=adapter) as adapted:
+            assert (say(adapted, CAPITAL) == expected) == same
+        with GgufBatch(generator_file, threads=1, context_tokens=256, lora=adapter) as batch:
+            (alone,) = batch.generate([CAPITAL], max_tokens=24)
+            assert (alone.text == expected) == same
+            assert batch.generate([CAPITAL, about("Hm?")[:1], CAPITAL], max_tokens=24)[::2] == [alone, alone]
+
+
+def test_what_is_no_adapter_for_this_model_is_refused(generator_file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(write_adapter(tmp_path / "whole.gguf", size=1.0).read_bytes()[:-100])
+    unfit = [
+        generator_file,
+        write_adapter(tmp_path / "other.gguf", size=1.0, architecture="qwen2"),
+        write_adapter(tmp_path / "wide.gguf", size=1.0, width=640),
+        tmp_path / "none.gguf",
+        cut,
+    ]
+    for path in unfit:
+        with pytest.raises(ModelError) as error:
+            GgufGenerator(generator_file, threads=1, context_tokens=256, lora=path)
+        assert str(path) in error.value.message
+        assert error.value.mend
+
+
+def test_ask_uses_the_adapter_of_the_settings(generator_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="adapter"):
+        open_generator("http://localhost:1/v1#x", lora=tmp_path / "a.gguf")
+    shown = Settings(generator=str(generator_file), lora=str(tmp_path / "none.gguf"))
+    with (
+        Library.open(tmp_path / "library", create=True, embedder=HashEmbedder()) as library,
+        Assistant(library, settings=shown) as assistant,
+        pytest.raises(ModelError, match=r"none\.gguf"),
+    ):
+        assistant.generator  # noqa: B018
+
+
 # --- the pull and the conversion --------------------------------------------------------------------------------------
 
 
@@ -264,6 +316,62 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, generator_file: 
     with pytest.raises(ModelError, match="could not be converted"):
         quantise.requantize(generator_file, tmp_path / "no such folder" / "x.gguf", "Q8_0")
     assert list(tmp_path.iterdir()) == [tmp_path / "home"] or not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quantised_type", ["Q4_0", "Q6_K"])
+def test_a_converted_model_is_made_once_and_answers(generator_file: Path, home: Path, quantised_type: str) -> None:
+    reported: list[str] = []
+
+    def report(stage: str, done: int, total: int, detail: str) -> None:
+        reported.append(stage)
+
+    path = quantised_generator(str(generator_file), quantised_type, report)
+    made = path.stat().st_mtime_ns
+    assert reported.count("convert") == 1
+    assert path.is_relative_to(home)
+    assert path.stat().st_size < generator_file.stat().st_size
+    assert quantised_generator(str(generator_file), quantised_type, report) == path
+    assert (reported.count("convert"), path.stat().st_mtime_ns) == (1, made)
+    with GgufGenerator(path, threads=1, context_tokens=256) as converted:
+        assert say(converted, CAPITAL, 8)
+
+
+def test_a_killed_conversion_is_made_anew_and_two_processes_make_one(generator_file: Path, home: Path) -> None:
+    code = (
+        "import sys; from edge_rag.models import quantised_generator\n"
+        "print(quantised_generator(sys.argv[1], 'Q4_0', lambda stage, *_: print(stage, file=sys.stderr)))"
+    )
+
+    def start() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", code, str(generator_file)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    killed = start()
+    folder = home / "cache" / "quantised"
+    while not list(folder.glob("*.part")):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert not list(folder.glob("*.gguf"))
+    ended = [process.communicate(timeout=60) for process in (start(), start())]
+    assert len({path for path, _ in ended}) == 1
+    assert sum(stages.count("convert") for _, stages in ended) == 1
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".gguf"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "quantised_type", "message"),
+    [
+        ("http://localhost:1/v1#x", "Q4_0", "is a server"),
+        ("whatever.gguf", "Q4_7", "no type that a model can be converted to"),
+        ("no-such-model", "Q4_0", "there is no generator"),
+    ],
+)
+def test_conversions_that_make_no_sense_are_refused(home: Path, spec: str, quantised_type: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        quantised_generator(spec, quantised_type)
+    assert not (home / "cache").exists()
 
 
 # --- damaged files ----------------------------------------------------------------------------------------------------

@@ -109,6 +109,30 @@ def ask(
 
 
 @app.command()
+def answers(
+    context: typer.Context,
+    questions: Annotated[str, typer.Option(help="Question set in EDGE_RAG_DATA.", metavar="SET")] = "nq_gold/questions",
+    limit: Annotated[int, typer.Option(help="How many questions.", min=1)] = 100,
+    passages: Annotated[int, typer.Option(help="Passages in each prompt.", min=0)] = 4,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 48,
+    peer: Annotated[bool, typer.Option(help="Time llama-cpp-python's own class, too.")] = True,
+    rounds: RoundsOption = 3,
+    json: JsonFlag = False,
+) -> None:
+    """Time many answers at once, beside one at a time.
+
+    Example: edge-rag bench answers --questions hotpotqa/distractor --passages 5 --limit 40
+    """
+    from edge_rag.evaluation.bench import speed_answers
+
+    report = speed_answers.measure(
+        speed_answers.prompts_of(questions, limit=limit, passages=passages), rounds=rounds, answer_tokens=tokens,
+        settings=settings_of(context), peer=peer, command=_command(), progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+@app.command()
 def index(
     context: typer.Context,
     part: Annotated[

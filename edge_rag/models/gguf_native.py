@@ -116,7 +116,7 @@ class NativeContext:
         self.memory = llama.llama_get_memory(pointer)
         self._n_vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model.pointer))
         if adapter is not None:
-            adapters, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(1.0)
+            adapters, scales = (llama.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
             if llama.llama_set_adapters_lora(pointer, adapters, 1, scales) != 0:
                 self._free()
                 raise ModelError(f"{model.path}: the adapter cannot be applied", mend="run without it")
