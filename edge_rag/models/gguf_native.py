@@ -10,7 +10,7 @@ two things more: for each of these, whether it was computed in one call with oth
 not, as in an answer; and, with F32 and F16, whether a call computes one token or several. How a prompt is cut into calls,
 which other sequences take part, how many threads work: none of it changes a bit. K types depend on the cut and on the
 number of sequences as well. Flash attention would make all of them depend on the cut and on the threads; to do without
-it costs a sixth of the speed at which prompts are read.
+it costs about a fifth of the speed at which prompts are read.
 """
 
 import ctypes
