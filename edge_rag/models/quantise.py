@@ -15,7 +15,7 @@ from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.gguf_native import load_llama
 from edge_rag.settings import home_dir
 
-QUANTISED_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}  # llama_ftype
+QUANTISED_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}  # llama_ftype
 
 
 def quantised_file(source: Path, quantised_type: str, progress: Progress | None = None) -> Path:
