@@ -85,16 +85,20 @@ class NativeModel:
     def close(self) -> None:
         self._free()
 
-    def open_context(self, *, tokens: int, sequences: int, read_threads: int, write_threads: int) -> "NativeContext":
-        return NativeContext(self, self._adapter, tokens, sequences, read_threads, write_threads)
+    def open_context(
+        self, *, tokens: int, sequences: int, read_threads: int, write_threads: int, exact: bool = False
+    ) -> "NativeContext":
+        """Open a context; `exact` keeps keys and values in 32 bits instead of 16, to compare with other software."""
+        return NativeContext(self, self._adapter, tokens, sequences, read_threads, write_threads, exact)
 
 
 class NativeContext:
     """A memory of keys and values for `sequences` sequences of up to `tokens` tokens each. One thread at a time."""
 
     def __init__(
-        self, model: NativeModel, adapter: Any, tokens: int, sequences: int, read_threads: int, write_threads: int
-    ) -> None:
+        self, model: NativeModel, adapter: Any, tokens: int, sequences: int, read_threads: int, write_threads: int,
+        exact: bool,
+    ) -> None:  # fmt: skip
         self.llama = llama = model.llama
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = -(-tokens // CELLS) * CELLS * sequences  # llama.cpp rounds down
@@ -105,6 +109,8 @@ class NativeContext:
         parameters.kv_unified = False
         parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.no_perf = True
+        if exact:
+            parameters.type_k = parameters.type_v = llama.GGML_TYPE_F32
         pointer = llama.llama_init_from_model(model.pointer, parameters)
         if not pointer:
             raise ModelError(
