@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from tiny_models import make_adapter, make_model
 
 from edge_rag.cli.commands import app
 
@@ -23,7 +24,8 @@ from edge_rag.cli import main
 main()
 """
 
-# Command, arguments, exit code. {doc} is a document, {home} the home folder, {set} a question set, {runs} where runs go.
+# Command, arguments, exit code. {doc} is a document, {home} the home folder, where a tiny model lies, too, {set} a question set,
+# {runs} where runs go.
 CASES: dict[str, tuple[list[str], int]] = {
     "add": (["{doc}"], 0),
     "sync": (["{docs}"], 0),
@@ -45,6 +47,9 @@ CASES: dict[str, tuple[list[str], int]] = {
     "eval compare": (["{runs}/gold", "{runs}/retrieved-2", "--json"], 0),
     "eval report": (["{runs}", "--out", "{runs}/report.html"], 0),
     "eval search": (["{set}", "--json"], 0),
+    "export gguf": (["{home}/tiny", "-o", "{home}/tiny.gguf", "--type", "f32", "--json"], 0),
+    "export hf": (["{home}/tiny.gguf", "-o", "{home}/tiny-back", "--json"], 0),
+    "export lora": (["{home}/tiny-lora", "-o", "{home}/tiny-lora.gguf", "--untimed"], 0),
 }
 # Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes.
 NOT_RUN = {
@@ -97,6 +102,7 @@ def test_the_block_works(home: Path) -> None:
 
 
 def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Path) -> None:
+    make_adapter(home / "tiny-lora", make_model(home / "tiny"))
     (home / "models").symlink_to(default_models, target_is_directory=True)
     for command, (args, expected) in CASES.items():
         places = {
@@ -104,6 +110,7 @@ def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Pat
             "docs": home / "docs",
             "set": home / "questions.jsonl",
             "runs": home / "runs",
+            "home": home,
         }
         filled = [a.format(**places) for a in args]
         done = run_blocked(home, [*command.split(), *filled])

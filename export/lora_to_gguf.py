@@ -1,0 +1,88 @@
+"""A LoRA adapter, as peft saves it, to a GGUF in F16 that the runtime applies to the quantised base."""
+
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter
+
+from edge_rag.errors import UsageError
+from edge_rag.interfaces import Progress
+
+from . import outputs, parity
+from .adapters import Adapter, check_fits, read_adapter
+from .architectures import Shape, find_hf, shape_of
+from .gguf_tokenizer import NFC_NOTE, read_tokenizer
+from .gguf_writer import write_gguf
+from .model_folder import ModelFolder, to_numpy
+
+
+def export_lora(
+    adapter_folder: Path, target: Path, *, base: Path | None = None, force: bool = False, timed: bool = True,
+    threads: int = 0, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write `target` and its parity report; return the report.
+
+    The base is needed for its shape and to compare: base and adapter as peft applies them, with the base in F32 and this file
+    as llama.cpp applies them.
+    """
+    outputs.check_target(target, force=force)
+    report = progress or _silent
+    adapter = read_adapter(adapter_folder)
+    if base is None:
+        base = Path(adapter.base)
+        if not adapter.base or not base.is_dir():
+            raise UsageError(
+                f"{adapter_folder} names {adapter.base!r} as its base, which is no folder here",
+                mend="give it with --base",
+            )
+    folder = ModelFolder(base)
+    place = str(base / "config.json")
+    find_hf(folder.config, place)
+    from .hf_models import full_config, open_original
+
+    shape = shape_of(full_config(base), place)
+    tokenizer = read_tokenizer(base, shape.vocab)
+    check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(base))
+    with outputs.workplace(target) as work:
+        made, plain = work / "adapter.gguf", work / "base.gguf"
+        write_adapter(adapter, shape, made)
+        write_gguf(folder, shape, tokenizer, plain, dtype="f32", name=base.resolve().name, progress=report)
+        report("compare", 0, 0, "opening the original")
+        original = open_original(base, lora=adapter_folder, threads=threads)
+        with parity.Export(plain, "f16", lora=made, threads=threads) as export:
+            report("compare", 0, 0, "logits and tokens")
+            found = parity.compare(original, export, stop_ids=tokenizer.stop_ids, composes=NFC_NOTE in tokenizer.notes)
+        if timed:
+            report("time", 0, 0, "both, on this processor")
+            with parity.Export(plain, "f16", lora=made, threads=threads, exact=False) as export:
+                found["speed"] = parity.speeds(original, export)
+        size = sum(path.stat().st_size for path in adapter_folder.glob("*.safetensors"))
+        found = {"file": target.name, "type": "f16", "source": adapter_folder.resolve().name, "size_bytes": made.stat().st_size,
+                 "source_size_bytes": size, "base": base.resolve().name, "rank": adapter.rank,
+                 "matrices": len(adapter.pairs)} | found | {"notes": list(tokenizer.notes)}  # fmt: skip
+        outputs.refuse_if_failed(found, target)
+        outputs.publish(made, target, found)
+    return found
+
+
+def write_adapter(adapter: Adapter, shape: Shape, target: Path) -> None:
+    """Write the matrices in F16. llama.cpp multiplies with alpha / rank: for rsLoRA alpha is written accordingly."""
+    writer = GGUFWriter(target, shape.architecture.gguf)
+    try:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", adapter.scale * adapter.rank)
+        for name, pair in adapter.pairs.items():
+            stem = shape.gguf_name(name)
+            for part, values in (("lora_a", to_numpy(pair.a, "f16")), ("lora_b", to_numpy(pair.b, "f16"))):
+                rows = shape.to_gguf(name, values) if part == "lora_b" else values
+                writer.add_tensor(f"{stem}.{part}", rows)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _silent(stage: str, done: int, total: int, detail: str) -> None:
+    pass

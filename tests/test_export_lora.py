@@ -1,0 +1,128 @@
+"""LoRA adapters to GGUF: as llama.cpp applies them, and as peft does."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edge_rag.export.adapters import read_adapter
+from edge_rag.export.lora_to_gguf import export_lora
+from edge_rag.export.to_gguf import export_gguf
+from tiny_models import edit_json, make_adapter, make_model
+
+from edge_rag.errors import ModelError, UsageError
+from edge_rag.interfaces import Message
+from edge_rag.models import open_generator
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapters") / "adapter", llama)
+
+
+def export(adapter: Path, target: Path, **options: Any) -> dict[str, Any]:
+    return export_lora(adapter, target, timed=False, threads=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"use_rslora": True, "r": 4}),
+        ("qwen3", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+        ("gemma3_text", {}),
+    ],
+    ids=["llama", "rslora", "some matrices", "gemma"],
+)
+def test_an_adapter_computes_what_peft_does(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", model_type)
+    adapter = make_adapter(tmp_path / "adapter", base, **options)
+    report = export(adapter, tmp_path / "adapter.gguf")
+    assert report["failed"] == []
+    assert report["top1_without_ties"] == 1.0
+    assert report["kl_max"] < 1e-3
+    assert report["size_bytes"] == (tmp_path / "adapter.gguf").stat().st_size
+    assert json.loads((tmp_path / "adapter.gguf.parity.json").read_text()) == report
+
+
+def test_the_runtime_applies_it_to_a_quantised_base(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    export(adapter, tmp_path / "adapter.gguf", base=llama)
+    export_gguf(llama, tmp_path / "base.gguf", "q8_0", timed=False, threads=1)
+    answers = []
+    for lora in (None, tmp_path / "adapter.gguf"):
+        with open_generator(str(tmp_path / "base.gguf"), threads=1, lora=lora) as generator:  # type: ignore[attr-defined]
+            answers.append("".join(generator.generate([Message("user", "Who kept the light?")], max_tokens=20)))
+    assert answers[0] != answers[1]
+
+
+def test_a_wrong_strength_is_found(llama: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What llama.cpp is told of alpha matters to the comparison."""
+    read = read_adapter(adapter)
+    doubled = replace(read, scale=read.scale * 2)
+    monkeypatch.setattr("edge_rag.export.lora_to_gguf.read_adapter", lambda path: doubled)
+    with pytest.raises(ModelError, match=r"was not written: .*top-1"):
+        export(adapter, tmp_path / "adapter.gguf", base=llama)
+    assert not (tmp_path / "adapter.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
+        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern is"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "it holds .*embed_tokens"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "it holds .*lm_head"),
+    ],
+)
+def test_what_is_more_than_a_plain_lora_is_refused(
+    llama: Path, tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", llama, **options)
+    for attempt in (
+        lambda: export(adapter, tmp_path / "adapter.gguf", base=llama),
+        lambda: export_gguf(llama, tmp_path / "merged.gguf", "f32", lora=adapter, timed=False, threads=1),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            attempt()
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    wider = make_model(tmp_path / "wider", intermediate_size=128)
+    with pytest.raises(ModelError, match=r"mlp.* is \(96, 64\) there and \(128, 64\)|is \(64, 96\) there"):
+        export(adapter, tmp_path / "adapter.gguf", base=wider)
+    shallower = make_model(tmp_path / "shallower", num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"it changes model.layers.1.*, which .*shallower does not hold"):
+        export(adapter, tmp_path / "adapter.gguf", base=shallower)
+
+
+def test_damaged_adapters_are_refused(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return shutil.copytree(adapter, tmp_path / name)
+
+    edit_json(copy("moved") / "adapter_config.json", base_model_name_or_path="someone/some-model")
+    with pytest.raises(UsageError, match=r"names 'someone/some-model' as its base.*--base"):
+        export(tmp_path / "moved", tmp_path / "adapter.gguf")
+    weights = copy("cut") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (copy("empty") / "adapter_model.safetensors").unlink()
+    (copy("bare") / "adapter_config.json").unlink()
+    edit_json(copy("ranked") / "adapter_config.json", r=16)
+    for name, reason in (
+        ("cut", "is no whole safetensors file"), ("empty", "there is no adapter_model.safetensors"),
+        ("bare", "holds no adapter_config.json"), ("ranked", "are not an A and a B of rank 16"),
+        ("nothing", "there is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(ModelError, match=reason):
+            export(tmp_path / name, tmp_path / "adapter.gguf", base=llama)
+    assert not list(tmp_path.glob("*.gguf*"))
