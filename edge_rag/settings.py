@@ -33,6 +33,7 @@ class Settings:
     passages: int = 4  # passages that the selector keeps for the generator
     context_tokens: int = 2048  # window of the generator: prompt and answer together
     answer_tokens: int = 160  # most tokens of an answer
+    trusted_key: str = ""  # Ed25519 public key, hexadecimal or a PEM file: bundles that it did not sign are refused
     confidence: float = -1.0  # abstain below this probability, 0 to 1; -1: the calibrated threshold
 
 

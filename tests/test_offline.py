@@ -43,6 +43,11 @@ CASES: dict[str, tuple[list[str], int]] = {
     "models show": (["all-minilm-l6-v2"], 0),
     "config show": (["--origin"], 0),
     "config path": ([], 0),
+    "bundle build": (["default", "-o", "{home}/x.erag", "--generator", "extractive"], 0),
+    "bundle inspect": (["{home}/x.erag", "--json"], 0),
+    "bundle verify": (["{home}/x.erag", "--json"], 0),
+    "bundle run": (["{home}/x.erag", "Who kept the light?", "--json"], 0),
+    "bundle keys": (["{home}/key.pem"], 0),
     "eval run": (["{set}", "--arm", "gold", "--arm", "retrieved:2", "--timed", "1", "--out", "{runs}", "--json"], 0),
     "eval compare": (["{runs}/gold", "{runs}/retrieved-2", "--json"], 0),
     "eval report": (["{runs}", "--out", "{runs}/report.html"], 0),
@@ -106,6 +111,7 @@ def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Pat
     (home / "models").symlink_to(default_models, target_is_directory=True)
     for command, (args, expected) in CASES.items():
         places = {
+            "home": home,
             "doc": home / "docs" / "doors.txt",
             "docs": home / "docs",
             "set": home / "questions.jsonl",

@@ -52,10 +52,12 @@ class Assistant:
         settings: Settings | None = None,
         generator: Generator | None = None,
         selector: Selector | None = None,
+        rule: evidence.Rule = evidence.SHIPPED,
     ) -> None:
         self._library = library
         self._settings = settings or Settings()
         self._selector = selector or KeepTop(self._settings.passages)
+        self._rule = rule
         self._generator = generator
         self._extractive = generator is None and not _can_generate(self._settings.generator)
 
@@ -78,7 +80,7 @@ class Assistant:
             kept = in_places_of(history[-1].answer.passages, kept)
         clock.mark("select")
         sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
-        confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines))
+        confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines), self._rule)
         emit = clock.first_piece(on_text)
         if kept and confidence >= self._threshold():
             reply = self._reply(question, kept, sentences, earlier_questions(question, history), emit)
@@ -130,7 +132,7 @@ class Assistant:
 
     def _threshold(self) -> float:
         chosen = self._settings.confidence
-        return evidence.threshold(self._library.embedder) if chosen < 0 else chosen
+        return evidence.threshold(self._library.embedder, self._rule) if chosen < 0 else chosen
 
     def _answerer(self) -> str:
         """Name who answers. Does not open the generator: an abstention needs none."""

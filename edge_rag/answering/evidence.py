@@ -31,6 +31,18 @@ THRESHOLD = 0.179
 FITTED_WITH = "c4682e3945cf4556a8a65ea18ee3a4e29543ddd6d891f1ad142d210404863b56"  # fingerprint of the embedder
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What decides, as one value that can travel with what it was fitted to."""
+
+    weights: tuple[float, ...]  # bias, then one for each of Signals
+    threshold: float
+    fitted_with: str
+
+
+SHIPPED = Rule(WEIGHTS, THRESHOLD, FITTED_WITH)
+
+
 def signals(
     question: str, passages: Sequence[Passage], sentences: Sequence[Sentence], cosines: Mapping[int, float]
 ) -> Signals:
@@ -47,12 +59,12 @@ def signals(
     )
 
 
-def threshold(embedder: Embedder) -> float:
+def threshold(embedder: Embedder, rule: Rule = SHIPPED) -> float:
     """Return the confidence below which to abstain; 0 with an embedder that the rule was not fitted with."""
-    return THRESHOLD if embedder.fingerprint == FITTED_WITH else 0.0
+    return rule.threshold if embedder.fingerprint == rule.fitted_with else 0.0
 
 
-def confidence(s: Signals) -> float:
+def confidence(s: Signals, rule: Rule = SHIPPED) -> float:
     """Return the probability that the passages hold the answer."""
-    bias, *weights = WEIGHTS
+    bias, *weights = rule.weights
     return 1 / (1 + math.exp(-(bias + sum(w * v for w, v in zip(weights, astuple(s), strict=True)))))

@@ -1,20 +1,25 @@
 """edge-rag search, ask and chat."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_rag.cli.common import (
     AfterFilter,
     BeforeFilter,
+    BundleOption,
     JsonFlag,
     MetaFilter,
     PathFilter,
     TypeFilter,
     filters_of,
     note,
+    open_bundle,
     open_library,
+    open_readable,
     print_json,
     settings_of,
     shown_path,
@@ -22,7 +27,11 @@ from edge_rag.cli.common import (
 from edge_rag.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_rag.answering import Assistant
     from edge_rag.interfaces import Answer, Citation
+    from edge_rag.settings import Settings
 
 ABSTAINED = 3
 
@@ -50,6 +59,7 @@ def search(
     after: AfterFilter = None,
     before: BeforeFilter = None,
     meta: MetaFilter = None,
+    bundle: BundleOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Find passages: words (BM25) and meaning (vectors), fused.
@@ -61,9 +71,8 @@ def search(
     from edge_rag.answering import retrieve
 
     question = _read(question)
-    settings = settings_of(context)
     start = time.perf_counter()
-    with open_library(context, settings) as library:
+    with open_readable(context, bundle) as (library, settings):
         opened = time.perf_counter()
         found = retrieve(
             library, question, k, candidates=settings.candidates, filters=filters_of(path, type, after, before, meta)
@@ -91,6 +100,7 @@ def ask(
     after: AfterFilter = None,
     before: BeforeFilter = None,
     meta: MetaFilter = None,
+    bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
     passages: PassagesOption = None,
@@ -106,11 +116,11 @@ def ask(
 
     Example: edge-rag ask "When was the lamp replaced?"
     """
-    from edge_rag.answering import EXTRACTIVE, Assistant
+    from edge_rag.answering import EXTRACTIVE
 
     question = _read(question)
-    settings = settings_of(context, generator=generator, lora=lora, passages=passages, confidence=confidence)
-    with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
+    flags = {"generator": generator, "lora": lora, "passages": passages, "confidence": confidence}
+    with _open_assistant(context, bundle, **flags) as (assistant, settings):
         answer = assistant.ask(
             question,
             filters=filters_of(path, type, after, before, meta),
@@ -133,6 +143,7 @@ def chat(
     after: AfterFilter = None,
     before: BeforeFilter = None,
     meta: MetaFilter = None,
+    bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
 ) -> None:
@@ -143,12 +154,11 @@ def chat(
 
     Example: edge-rag chat --path '*/manuals/*'
     """
-    from edge_rag.answering import Assistant, Turn
+    from edge_rag.answering import Turn
 
-    settings = settings_of(context, generator=generator, lora=lora)
     filters = filters_of(path, type, after, before, meta)
     history: list[Turn] = []
-    with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
+    with _open_assistant(context, bundle, generator=generator, lora=lora) as (assistant, _):
         while question := _prompt():
             if question == "/new":
                 history.clear()
@@ -162,6 +172,21 @@ def chat(
                 continue
             print_answer(answer)
             history.append(Turn(question, answer))
+
+
+@contextmanager
+def _open_assistant(
+    context: typer.Context, bundle: Path | None, **flags: Any
+) -> "Iterator[tuple[Assistant, Settings]]":
+    from edge_rag.answering import Assistant
+
+    if bundle is None:
+        settings = settings_of(context, **flags)
+        with open_library(context, settings) as library, Assistant(library, settings=settings) as assistant:
+            yield assistant, settings
+    else:
+        with open_bundle(context, bundle, **flags) as (opened, settings), opened.assistant(settings) as assistant:
+            yield assistant, settings
 
 
 def answer_json(answer: "Answer") -> dict[str, object]:

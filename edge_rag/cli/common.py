@@ -19,6 +19,7 @@ from edge_rag.settings import Settings, library_path, load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edge_rag.bundle import Bundle
     from edge_rag.interfaces import Progress
     from edge_rag.library import Filters, Library
 
@@ -47,6 +48,8 @@ MetaFilter = Annotated[
     list[str] | None, typer.Option("--meta", help="Only documents with this metadata. Repeatable.", metavar="KEY=VALUE")
 ]
 
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Read this bundle and no library.", metavar="FILE")]
+
 
 def settings_of(context: typer.Context, **flags: Any) -> Settings:
     state: State = context.obj
@@ -62,6 +65,32 @@ def open_library(
     settings = settings or settings_of(context)
     with Library.open(library_path(settings.library), create=create, settings=settings) as library:
         yield library
+
+
+@contextmanager
+def open_bundle(context: typer.Context, path: Path, **flags: Any) -> "Iterator[tuple[Bundle, Settings]]":
+    """Open a bundle; yield it with its own settings, in which flags have the last word."""
+    from edge_rag.bundle import Bundle
+
+    state: State = context.obj
+    if state.library is not None:
+        raise UsageError("a bundle has its own library", mend="leave out --library, or --bundle")
+    base = settings_of(context, **flags)
+    with Bundle.open(path, trusted_key=base.trusted_key) as bundle:
+        given = {name: getattr(base, name) for name, value in flags.items() if value is not None}
+        yield bundle, dataclasses.replace(bundle.settings(base), **given)
+
+
+@contextmanager
+def open_readable(context: typer.Context, bundle: Path | None, **flags: Any) -> "Iterator[tuple[Library, Settings]]":
+    """Open the library or the bundle that a command reads; yield it with the settings in force."""
+    if bundle is None:
+        settings = settings_of(context, **flags)
+        with open_library(context, settings) as library:
+            yield library, settings
+    else:
+        with open_bundle(context, bundle, **flags) as (opened, settings):
+            yield opened.library(settings), settings
 
 
 def filters_of(

@@ -9,6 +9,7 @@ import typer
 from edge_rag.cli.common import (
     AfterFilter,
     BeforeFilter,
+    BundleOption,
     JsonFlag,
     MetaFilter,
     PathFilter,
@@ -16,6 +17,7 @@ from edge_rag.cli.common import (
     filters_of,
     note,
     open_library,
+    open_readable,
     print_json,
     progress_of,
     settings_of,
@@ -84,13 +86,14 @@ def list_documents(
     after: AfterFilter = None,
     before: BeforeFilter = None,
     meta: MetaFilter = None,
+    bundle: BundleOption = None,
     json: JsonFlag = False,
 ) -> None:
     """List the documents.
 
     Example: edge-rag list --type pdf
     """
-    with open_library(context) as library:
+    with open_readable(context, bundle) as (library, _):
         rows = library.list(filters_of(path, type, after, before, meta))
     if json:
         print_json({"documents": rows})
@@ -104,12 +107,12 @@ def list_documents(
     note(context, f"{len(rows):,} document{'s' if len(rows) != 1 else ''}")
 
 
-def show(context: typer.Context, document: Which, json: JsonFlag = False) -> None:
+def show(context: typer.Context, document: Which, bundle: BundleOption = None, json: JsonFlag = False) -> None:
     """Print a document's stored text and what is known of it.
 
     Example: edge-rag show 12
     """
-    with open_library(context) as library:
+    with open_readable(context, bundle) as (library, _):
         shown = library.show(document)
     if json:
         print_json(shown)
@@ -142,12 +145,12 @@ def remove(
     note(context, "erase their bytes from the disk with: edge-rag compact")
 
 
-def stats(context: typer.Context, json: JsonFlag = False) -> None:
+def stats(context: typer.Context, bundle: BundleOption = None, json: JsonFlag = False) -> None:
     """Print what the library holds.
 
     Example: edge-rag stats --json
     """
-    with open_library(context) as library:
+    with open_readable(context, bundle) as (library, _):
         counted = library.stats()
     if json:
         print_json(counted)

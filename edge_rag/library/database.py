@@ -106,7 +106,8 @@ def checked(library: Path, row: Sequence[Any], *kinds: type | tuple[type, ...]) 
 
 
 def damaged(library: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{library}: damaged: {what}", mend=command(library, "doctor --repair"))
+    mend = "copy the bundle again from where it was made" if library.is_file() else command(library, "doctor --repair")
+    return IntegrityError(f"{library}: damaged: {what}", mend=mend)
 
 
 def command(library: Path, rest: str) -> str:

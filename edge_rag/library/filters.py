@@ -43,6 +43,8 @@ class Filters:
         conditions, parameters = ["1"], list[str]()
         if self.paths:
             path = "replace(s.path, '\\', '/')" if os.sep == "\\" else "s.path"
+            # in a bundle paths are relative, and a relative pattern may begin where they do
+            path = f"CASE WHEN {path} GLOB '/*' OR {path} GLOB '?:/*' THEN {path} ELSE '/' || {path} END"
             choices = []
             for pattern in self.paths:
                 glob = _path_glob(pattern)

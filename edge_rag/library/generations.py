@@ -110,6 +110,18 @@ def open_generation(library: Path, number: int) -> Generation | None:
     return Generation(manifest, index)
 
 
+def of_index(db: sqlite3.Connection, index: "NativeIndex") -> Generation | None:
+    """Return the one generation that a database lists, with its index already open; None if it is not that one."""
+    row = db.execute("SELECT number, sha256, max_chunk_id, count FROM generations").fetchone()
+    if row is None or len(index) != row[3] or index.metric != METRIC or not len(index) or index.ids[-1] != row[2]:
+        return None
+    number, sha256, last, count = row
+    library_id, fingerprint = schema.get_meta(db, "library_id"), schema.get_meta(db, "embedder_fingerprint")
+    return Generation(
+        Manifest(library_id, number, sha256, index.info().size_bytes, count, last, fingerprint, count), index
+    )
+
+
 def is_due(db: sqlite3.Connection, library: Path) -> bool:
     """Tell whether so much was added or removed since the current generation that a new one pays, or it is unusable."""
     n_vectors = _count(db)

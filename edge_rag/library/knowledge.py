@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,7 @@ from edge_rag.library.walk import Found, absolute, is_under, walk
 from edge_rag.settings import Settings
 
 if TYPE_CHECKING:
+    from edge_rag.index import NativeIndex
     from edge_rag.library.ingest import Ingest  # loads the readers of all formats, which a search does not need
 
 EVERYTHING = Filters()
@@ -66,6 +67,7 @@ class Library:
         self.path = path
         self._settings = settings
         self._embedder = embedder
+        self._open_embedder: Callable[[str, Settings], Embedder] = _open_embedder
         self._embedder_checked = False
         self._lock = threading.RLock()  # guards what follows
         self._reader: sqlite3.Connection | None = None
@@ -74,6 +76,7 @@ class Library:
         self._tail: search.Tail | None = None
         self._tail_state = (-1, -1)  # of the database, and the chunk that it comes after
         self._closed = False
+        self._fixed = False  # it lies in a bundle: there is no folder, and nothing ever changes
 
     @classmethod
     def open(
@@ -97,6 +100,31 @@ class Library:
         try:
             with library._reading():
                 pass
+        except BaseException:
+            library.close()
+            raise
+        return library
+
+    @classmethod
+    def of_parts(
+        cls,
+        path: Path,
+        reader: sqlite3.Connection,
+        index: "NativeIndex | None",
+        *,
+        settings: Settings,
+        open_embedder: Callable[[str, Settings], Embedder],
+    ) -> Self:
+        """Take over a database and its index that lie in the file `path`, a bundle, where nobody can change them."""
+        library = cls(path, settings, None)
+        library._fixed, library._reader, library._open_embedder = True, reader, open_embedder
+        try:
+            library._check_reader()
+            if index is not None:
+                with translated(path):
+                    library._generation = generations.of_index(reader, index)
+                if library._generation is None:
+                    raise damaged(path, "its index belongs to another library")
         except BaseException:
             library.close()
             raise
@@ -135,6 +163,7 @@ class Library:
 
     def sync(self, folder: str | Path, *, dry_run: bool = False, progress: Progress | None = None) -> SyncReport:
         """Make the library agree with a folder; nothing that came from elsewhere is touched."""
+        self._refuse_if_fixed()
         from edge_rag.library import sync
         from edge_rag.library.ingest import recipe
 
@@ -164,6 +193,7 @@ class Library:
     def compact(self, *, progress: Progress | None = None) -> CompactReport:
         """Give free space back and make deleted text gone: from the tables, the full-text index, the vectors and the
         disk."""
+        self._refuse_if_fixed()
         bytes_before = _bytes_of(_files_under(self.path))
         with self._writing("compact") as db:
             if progress:
@@ -215,8 +245,14 @@ class Library:
             def one(sql: str) -> int:
                 return int(db.execute(sql).fetchone()[0])
 
-            number = generations.current_number(self.path)
-            manifest = generations.read_manifest(self.path, number)
+            if self._fixed:
+                manifest = self._generation.manifest if self._generation else None
+                database_bytes = one("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+                index_bytes = manifest.size if manifest else 0
+            else:
+                manifest = generations.read_manifest(self.path, generations.current_number(self.path))
+                database_bytes = _bytes_of(self.path.glob(DATABASE_NAME + "*"))
+                index_bytes = _bytes_of(_files_under(self.path / generations.INDEX_FOLDER))
             if manifest is not None and not generations.is_listed(db, manifest):
                 manifest = None
             last = manifest.max_chunk_id if manifest else 0
@@ -230,19 +266,20 @@ class Library:
                 media_types=dict(
                     Counter(row[0] for row in db.execute("SELECT media_type FROM documents")).most_common()
                 ),
-                database_bytes=_bytes_of(self.path.glob(DATABASE_NAME + "*")),
-                index_bytes=_bytes_of(_files_under(self.path / generations.INDEX_FOLDER)),
+                database_bytes=database_bytes,
+                index_bytes=index_bytes,
                 embedder=schema.get_meta(db, "embedder_name"),
                 embedder_fingerprint=schema.get_meta(db, "embedder_fingerprint"),
                 dim=schema.get_int(db, "dim"),
                 chunk_tokens=self._chunk_tokens(db),
-                generation=number if manifest else 0,
+                generation=manifest.number if manifest else 0,
                 n_indexed=manifest.count if manifest else 0,
                 n_tail=one(f"SELECT count(*) FROM vectors WHERE chunk_id > {last}"),
             )
 
     def doctor(self, *, deep: bool = False, repair: bool = False) -> Findings:
         """See `edge_rag.library.diagnose`, which also works where a library cannot be opened."""
+        self._refuse_if_fixed()
         from edge_rag.library.doctor import diagnose
 
         with self._lock:
@@ -305,7 +342,7 @@ class Library:
                         schema.get_meta(db, "embedder_name"),
                         schema.get_meta(db, "embedder_fingerprint"),
                     )
-                embedder = self._embedder or _open_embedder(name, self._settings)
+                embedder = self._embedder or self._open_embedder(name, self._settings)
                 if fingerprint and embedder.fingerprint != fingerprint:
                     raise LibraryError(
                         f"{self.path}: made with the embedder {name} ({fingerprint[:12]}), and not with the one here:"
@@ -349,7 +386,7 @@ class Library:
         with self._lock:
             if self._closed:
                 raise LibraryError(f"{self.path}: closed", mend="open the library again")
-            if self._reader is None or self._identity != identity(self.path):
+            if not self._fixed and (self._reader is None or self._identity != identity(self.path)):
                 self._let_go()
                 self._connect()
             assert self._reader is not None
@@ -361,12 +398,16 @@ class Library:
             raise _missing(self.path)
         self._identity = identity(self.path)
         self._reader = connect_reader(self.path)
+        self._check_reader()
+
+    def _check_reader(self) -> None:
+        assert self._reader is not None
         with translated(self.path):
             found = schema.check_version(self._reader, self.path)
             if found == 0:
                 empty = not schema.objects(self._reader)
                 raise _missing(self.path) if empty else damaged(self.path, "not a library's database")
-            if found < schema.VERSION:
+            if found < schema.VERSION and not self._fixed:
                 self._let_go()
                 with writer_lock(self.path, "edge-rag migrate"):
                     db = connect_writer(self.path)
@@ -378,9 +419,17 @@ class Library:
             elif not schema.get_meta(self._reader, "embedder_name"):
                 raise damaged(self.path, "it does not say how it was made")
 
+    def _refuse_if_fixed(self) -> None:
+        if self._fixed:
+            raise LibraryError(
+                f"{self.path}: a bundle cannot be changed",
+                mend="change the library that it was made from, and build it again",
+            )
+
     @contextmanager
     def _writing(self, verb: str) -> Iterator[sqlite3.Connection]:
         """Hold the writer's lock and a connection of its own, so that readers of this object are not disturbed."""
+        self._refuse_if_fixed()
         with self._reading():
             pass  # finds out what is wrong before anything is written
         with writer_lock(self.path, f"edge-rag {verb}"):
@@ -428,8 +477,8 @@ class Library:
 
     def _current_generation(self, db: sqlite3.Connection) -> generations.Generation | None:
         """Follow CURRENT; None if what it names cannot be used with this snapshot."""
-        number = generations.current_number(self.path)
-        if self._generation is None or self._generation.manifest.number != number:
+        number = 0 if self._fixed else generations.current_number(self.path)
+        if not self._fixed and (self._generation is None or self._generation.manifest.number != number):
             if self._generation is not None:
                 self._generation.index.close()
             self._generation = generations.open_generation(self.path, number) if number else None

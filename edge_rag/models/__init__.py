@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from edge_rag.interfaces import Generator, Progress
     from edge_rag.models.embedder import OnnxEmbedder
 
-__all__ = ["has_llama_cpp", "locate_generator", "open_embedder", "open_generator", "quantised_generator"]
+__all__ = [
+    "has_llama_cpp",
+    "locate_embedder",
+    "locate_generator",
+    "open_embedder",
+    "open_generator",
+    "quantised_generator",
+]
 
 _PACKAGED = Path(__file__).parent / "data"
 
@@ -24,12 +31,16 @@ def open_embedder(name: str, *, threads: int = 0) -> "OnnxEmbedder":
     """Open a packaged embedder by name, or one that `export` made, by its folder. `threads` 0: all usable cores."""
     from edge_rag.models.embedder import OnnxEmbedder
 
+    return OnnxEmbedder(locate_embedder(name), threads=threads)
+
+
+def locate_embedder(name: str) -> Path:
+    """Return the folder of an embedder."""
     if _is_path(name):
-        return OnnxEmbedder(Path(name).expanduser(), threads=threads)
-    folder = _PACKAGED / name
+        return Path(name).expanduser()
     if name not in {path.name for path in _PACKAGED.iterdir() if path.is_dir()}:
         raise ModelError(f"there is no embedder {name!r}", mend="run: edge-rag models list")
-    return OnnxEmbedder(folder, threads=threads)
+    return _PACKAGED / name
 
 
 def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048, lora: Path | None = None) -> "Generator":

@@ -36,7 +36,10 @@ class GgufGenerator:
         self._model = NativeModel(path, lora=lora)
         self._vocabulary = Vocabulary(self._model, self.name)
         self._context = self._model.open_context(
-            tokens=context_tokens, sequences=1, read_threads=threads, write_threads=_writing_threads(path, threads)
+            tokens=context_tokens,
+            sequences=1,
+            read_threads=threads,
+            write_threads=_writing_threads(self._model.size_bytes, threads),
         )
         self._held: list[int] = []  # the part of the last prompt whose keys and values are in the context
         self._turn = 0
@@ -99,7 +102,7 @@ class GgufGenerator:
             self._held.extend(prompt[start:end])
 
 
-def _writing_threads(path: Path, threads: int) -> int:
+def _writing_threads(model_bytes: int, threads: int) -> int:
     """Return the threads for one token at a time; sleeping threads wake too slowly to share a small model's 30 ms."""
     sleeping = sys.platform == "linux" and os.environ.get("GOMP_SPINCOUNT") == "0"
-    return 1 if sleeping and path.stat().st_size < SMALL_MODEL_BYTES else threads
+    return 1 if sleeping and model_bytes < SMALL_MODEL_BYTES else threads

@@ -79,6 +79,11 @@ class NativeModel:
                 )
 
     @property
+    def size_bytes(self) -> int:
+        """Return the size of all tensors: the file may hold more (a bundle)."""
+        return int(self.llama.llama_model_size(self.pointer))
+
+    @property
     def is_open(self) -> bool:
         return bool(self._free.alive)
 

@@ -13,6 +13,17 @@ step ask "Who is the skipper of the Lady Corrie?"
 step ask "How many steps lead up to the gallery?"
 step ask "What is the capital of Mongolia?"
 
+# One file, asked from an empty folder while the library and the models are away.
+bundle=$EDGE_RAG_HOME/lighthouse.erag
+step bundle build lighthouse -o "$bundle" --force
+step bundle verify "$bundle"
+elsewhere=$(mktemp -d)
+mv "$EDGE_RAG_HOME/libraries/lighthouse" "$elsewhere/lighthouse.away"
+(cd "$elsewhere" && mkdir empty && cd empty && unset EDGE_RAG_LIBRARY && export EDGE_RAG_HOME="$elsewhere/home" &&
+    step bundle run "$bundle" "What did the repair of the lantern roof cost?")
+mv "$elsewhere/lighthouse.away" "$EDGE_RAG_HOME/libraries/lighthouse"
+rm -r "$elsewhere"
+
 cat >&2 <<'END'
 
 Next, with your own documents:

@@ -1,0 +1,245 @@
+"""A library and its models into one file."""
+
+import hashlib
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from edge_rag.answering import EXTRACTIVE
+from edge_rag.answering.evidence import SHIPPED
+from edge_rag.bundle import signing
+from edge_rag.bundle.container import FORMAT, MANIFEST_NAME, Trailer, directory_bytes, directory_size, header_bytes
+from edge_rag.bundle.contents import Contents, copy_library
+from edge_rag.bundle.manifest import EMBEDDER_FOLDER, GENERATOR_NAME, LIBRARY_NAME, Manifest, Part, Role, to_json
+from edge_rag.bundle.opened import Bundle
+from edge_rag.bundle.sbom import edge_rag_version, sbom
+from edge_rag.bundle.verify import verify
+from edge_rag.errors import LibraryError, UsageError
+from edge_rag.interfaces import Embedder, Progress
+from edge_rag.library import Library
+from edge_rag.models import catalog, locate_embedder, locate_generator, store
+from edge_rag.models.embedder import embedder_files
+from edge_rag.models.gguf_file import check_gguf
+from edge_rag.settings import Settings
+
+_LICENCE_FILE = Path(__file__).with_name("Apache-2.0.txt")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A part before it has its place."""
+
+    name: str
+    role: Role
+    content: Path | bytes
+    licence: str
+    source: str = ""
+
+    @property
+    def size(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+def build(
+    library: Path,
+    target: Path,
+    *,
+    settings: Settings,
+    max_bytes: int = 0,
+    signing_key: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a bundle of a library, with the generator and the adapter that the settings name, and verify it.
+
+    The same library, models and versions give the same bytes. `max_bytes` 0: any size. The file appears when it is whole.
+    """
+    report = progress or _silent
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already", mend="choose another name, or add --force")
+    private_key = signing.read_private_key(signing_key) if signing_key else None
+    models = _models(settings)
+    with Library.open(library, settings=settings) as opened:
+        if not opened.stats().n_chunks:
+            raise LibraryError(f"{library}: there is nothing in it", mend="add something: edge-rag add PATH...")
+        embedder = opened.embedder
+        embedder_folder = locate_embedder(opened.stats().embedder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            report("copy the library", 0, 0, "")
+            contents = copy_library(library, Path(folder), embedder.name)
+            ingredients = [*models, *_library(contents), *_embedder(embedder, embedder_folder), _licence()]
+            temporary = Path(folder) / "bundle"
+            manifest = _manifest(settings, embedder, contents)
+            with temporary.open("w+b") as file:
+                manifest = _write(file, manifest, ingredients, private_key, max_bytes, report)
+            with Bundle.open(temporary) as bundle:
+                verify(bundle, progress=progress)
+            temporary.replace(target)
+    except OSError as error:
+        raise LibraryError(f"{target}: {error.strerror or error}", mend="check the disk and the permissions") from error
+    return manifest
+
+
+# --- what goes in ---
+
+
+def _models(settings: Settings) -> list[Ingredient]:
+    if settings.generator == EXTRACTIVE:
+        if settings.lora:
+            raise UsageError("an adapter needs a generator", mend="leave out --lora, or name a generator")
+        return []
+    path = locate_generator(settings.generator)
+    if path is None:
+        raise UsageError(f"{settings.generator} is a server: it cannot be bundled", mend="name a model or a .gguf file")
+    check_gguf(path)
+    known = None if path == Path(settings.generator).expanduser() else store.read_manifest(settings.generator)
+    licence, source = (known.licence, known.source) if known else ("unknown", "")
+    found = [Ingredient(GENERATOR_NAME, "generator", path, licence, _public(source))]
+    if settings.lora:
+        lora = Path(settings.lora).expanduser()
+        check_gguf(lora)
+        found.append(Ingredient("adapter.gguf", "adapter", lora, "unknown"))
+    return found
+
+
+def _public(source: str) -> str:
+    """Return where a model came from, unless that is a place on this machine."""
+    return "" if source.startswith("file:") else source
+
+
+def _library(contents: Contents) -> list[Ingredient]:
+    found = [Ingredient(LIBRARY_NAME, "library", contents.database, "that of the documents")]
+    if contents.index is not None:
+        found.append(Ingredient("vectors.eidx", "index", contents.index, "that of the documents"))
+    return found
+
+
+def _embedder(embedder: Embedder, folder: Path) -> list[Ingredient]:
+    entry = catalog.find(embedder.name)
+    licence, source = (entry.licence, entry.source) if entry else ("unknown", "")
+    files = embedder_files(folder)
+    card = folder / "README.md"
+    return [
+        Ingredient(EMBEDDER_FOLDER + path.name, "embedder", path, licence, source)
+        for path in [*files, *([card] if card.is_file() else [])]
+    ]
+
+
+def _licence() -> Ingredient:
+    return Ingredient("licences/Apache-2.0.txt", "licence", _LICENCE_FILE, "Apache-2.0")
+
+
+def _manifest(settings: Settings, embedder: Embedder, contents: Contents) -> Manifest:
+    generator = settings.generator
+    if generator != EXTRACTIVE and catalog.find(generator) is None and generator.endswith(".gguf"):
+        generator = Path(generator).stem
+    return Manifest(
+        format=FORMAT,
+        edge_rag=edge_rag_version(),
+        generator=generator,
+        embedder=embedder.name,
+        embedder_fingerprint=embedder.fingerprint,
+        passages=settings.passages,
+        candidates=settings.candidates,
+        context_tokens=settings.context_tokens,
+        answer_tokens=settings.answer_tokens,
+        confidence=settings.confidence,
+        abstention_weights=SHIPPED.weights,
+        abstention_threshold=SHIPPED.threshold,
+        abstention_fitted_with=SHIPPED.fitted_with,
+        n_documents=contents.n_documents,
+        n_chunks=contents.n_chunks,
+        parts=(),
+    )
+
+
+# --- writing ---
+
+
+def _write(
+    file: IO[bytes],
+    manifest: Manifest,
+    ingredients: list[Ingredient],
+    private_key: bytes | None,
+    max_bytes: int,
+    report: Progress,
+) -> Manifest:
+    """Write the parts where they belong, then what tells of them: the list of materials, the manifest, the trailer."""
+    hashed = [_part(i, 0, _hash(i, report)) for i in ingredients]
+    ingredients = [*ingredients, Ingredient("sbom.cdx.json", "sbom", sbom(hashed), "Apache-2.0")]
+    hashed.append(_part(ingredients[-1], 0, _hash(ingredients[-1], report)))
+    # Where a part lies does not depend on the manifest, which is the last entry, so any size for that will do here.
+    entries = replace(manifest, parts=tuple(hashed)).entries(0)
+    offsets = {entry.name: entry.offset for entry in entries}
+    parts = tuple(replace(part, offset=offsets.get(part.name, 0)) for part in hashed)
+    manifest = replace(manifest, parts=parts)
+    data = to_json(manifest)
+    entries = manifest.entries(len(data))
+    _check_size(parts, entries[-1].end + directory_size(entries), max_bytes)
+    contents = {i.name: i.content for i in ingredients} | {MANIFEST_NAME: data}
+    if manifest.part("generator"):
+        _copy(contents[GENERATOR_NAME], file)
+    crc32s = []
+    for entry in entries:
+        report("write", entry.offset, entries[-1].end, entry.name)
+        file.seek(entry.offset)
+        crc32s.append(_copy(contents[entry.name], file))
+        file.seek(entry.start)
+        file.write(header_bytes(entry, crc32s[-1]))
+    sha256 = hashlib.sha256(data).digest()
+    public_key, signature = bytes(32), bytes(64)
+    if private_key is not None:
+        public_key, signature = signing.public_key(private_key), signing.sign(private_key, sha256)
+    trailer = Trailer(entries[-1].offset, len(data), sha256, public_key, signature)
+    file.seek(entries[-1].end)
+    file.write(directory_bytes(entries, crc32s, trailer))
+    file.flush()
+    os.fsync(file.fileno())
+    return manifest
+
+
+def _part(ingredient: Ingredient, offset: int, sha256: str) -> Part:
+    i = ingredient
+    return Part(i.name, i.role, offset, i.size, sha256, i.licence, i.source)
+
+
+def _hash(ingredient: Ingredient, report: Progress) -> str:
+    content = ingredient.content
+    return (
+        hashlib.sha256(content).hexdigest()
+        if isinstance(content, bytes)
+        else store.sha256_file(content, progress=report)
+    )
+
+
+def _copy(content: Path | bytes, file: IO[bytes]) -> int:
+    """Write a part's bytes, and return their CRC-32."""
+    if isinstance(content, bytes):
+        file.write(content)
+        return zlib.crc32(content)
+    crc32 = 0
+    with content.open("rb") as source:
+        while block := source.read(_BLOCK):
+            crc32 = zlib.crc32(block, crc32)
+            file.write(block)
+    return crc32
+
+
+def _check_size(parts: tuple[Part, ...], size: int, max_bytes: int) -> None:
+    if max_bytes and size > max_bytes:
+        largest = sorted(parts, key=lambda part: -part.size)[:4]
+        sizes = ", ".join(f"{part.name} {part.size / 1e6:,.1f}" for part in largest)
+        raise UsageError(
+            f"it would have {size / 1e6:,.1f} MB, and {max_bytes / 1e6:,.1f} are allowed ({sizes} MB)",
+            mend="bundle a smaller generator or library, or --generator extractive",
+        )
+
+
+def _silent(stage: str, done: int, total: int, detail: str) -> None:
+    pass

@@ -1,0 +1,413 @@
+"""A bundle answers as its library does, anywhere; says nothing of where it was made; and is the same bytes each time."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edge_rag.answering import Assistant, retrieve
+from edge_rag.bundle import Bundle, build, make_keys, opened, verify
+from edge_rag.bundle.contents import relative_paths
+from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, UsageError
+from edge_rag.library import Filters, Library
+from edge_rag.settings import Settings, cache_dir
+
+SAMPLES = Path(__file__).parent / "samples"
+QUESTIONS = [
+    json.loads(line)["question"] for line in (SAMPLES / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+]
+EXTRACTS = Settings(generator="extractive", threads=1)
+FAKE_GGUF = (
+    b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + b"weights" * 1000
+)  # a header without tensors, and what follows
+
+
+@pytest.fixture(scope="session")
+def lighthouse(tmp_path_factory):
+    """The library of the sample documents."""
+    folder = tmp_path_factory.mktemp("bundles")
+    with Library.open(folder / "library", create=True, settings=EXTRACTS) as library:
+        library.sync(SAMPLES / "lighthouse")
+    return folder / "library"
+
+
+@pytest.fixture(scope="session")
+def bundle_file(lighthouse):
+    path = lighthouse.parent / "lighthouse.erag"
+    build(lighthouse, path, settings=EXTRACTS)
+    return path
+
+
+@pytest.fixture
+def small_library(tmp_path):
+    with Library.open(tmp_path / "small", create=True, settings=EXTRACTS) as library:
+        docs = tmp_path / "docs"
+        docs.mkdir()
+        (docs / "a.md").write_text("# Lamp\n\nThe lamp was replaced in 1931.\n")
+        (docs / "b.txt").write_text("The west door is opened by the keeper only.\n")
+        library.add([docs])
+    return tmp_path / "small"
+
+
+def shown(answer):
+    """All of an answer but how long it took and the folders of documents."""
+    fields = {f: getattr(answer, f) for f in answer.__dataclass_fields__ if f != "timings"}
+    return re.sub(r"document='[^']*?([^/']+)'", r"document='\1'", repr(fields))
+
+
+# --- it answers as the library does ---
+
+
+def test_sample_questions_are_answered_as_the_library_answers_it(lighthouse, bundle_file):
+    with (
+        Library.open(lighthouse, settings=EXTRACTS) as library,
+        Assistant(library, settings=EXTRACTS) as ours,
+        Bundle.open(bundle_file) as bundle,
+        bundle.assistant() as theirs,
+    ):
+        for question in QUESTIONS[::4]:
+            assert shown(theirs.ask(question)) == shown(ours.ask(question))
+
+
+def test_a_generated_answer_is_the_librarys_to_the_last_bit(lighthouse, generator_file, tmp_path):
+    settings = Settings(generator=str(generator_file), threads=1, answer_tokens=24, passages=2)
+    build(lighthouse, tmp_path / "x.erag", settings=settings)
+    question = "What did the repair of the lantern roof cost?"
+    with Library.open(lighthouse, settings=settings) as library, Assistant(library, settings=settings) as assistant:
+        expected = assistant.ask(question)
+    with Bundle.open(tmp_path / "x.erag") as bundle, bundle.assistant() as assistant:
+        found = assistant.ask(question)
+        assert bundle.manifest.generator == generator_file.stem
+    assert found.prompt_tokens > 100  # a language model was at work
+    assert shown(found) == shown(expected)
+    assert (tmp_path / "x.erag").read_bytes()[: generator_file.stat().st_size] == generator_file.read_bytes()
+
+
+def test_an_index_is_searched_where_it_lies(tmp_path):
+    library_folder, docs = tmp_path / "lib", tmp_path / "docs"
+    docs.mkdir()
+    names = ["Ann", "Bob", "Cid", "Dee", "Eve", "Flo", "Gus", "Hal", "Ivy", "Joe"]
+    rows = [f"# Day {n}\n\nOn day {n} {names[n % 10]} kept watch {n * 7 % 100} of the log.\n\n" for n in range(1100)]
+    (docs / "log.md").write_text("".join(rows))
+    settings = Settings(generator="extractive", chunk_tokens=32)
+    with Library.open(library_folder, create=True, settings=settings) as library:
+        library.add([docs])
+        assert library.stats().generation
+        path = tmp_path / "x.erag"
+        build(library_folder, path, settings=settings)
+        with Bundle.open(path) as bundle:
+            offset = bundle.manifest.part("index").offset
+            assert offset % 4096 == 0
+            inside = bundle.library()
+            assert inside.stats().n_indexed == library.stats().n_indexed > 1000
+            for question in ("Who kept watch on day 77?", "log 35"):
+                found = retrieve(inside, question, 10, candidates=40).passages
+                wanted = retrieve(library, question, 10, candidates=40).passages
+                assert [(p.chunk_id, p.score, p.text) for p in found] == [(p.chunk_id, p.score, p.text) for p in wanted]
+        # removed rows leave the index, too, and the rest is found
+        gone = library.show(str(docs / "log.md")).chunks[5].chunk_id
+        (docs / "other.md").write_text("# Other\n\nNobody kept watch.\n")
+        library.add([docs])
+        library.remove(str(docs / "log.md"))
+        build(library_folder, path, settings=settings, force=True)
+        with Bundle.open(path) as bundle:
+            assert bundle.library().passages([gone]) == []
+            assert bundle.library().dense("watch", 3)[0].text.endswith("Nobody kept watch.")
+        assert b"Gus kept" not in path.read_bytes()
+
+
+def test_lists_shows_counts_and_filters(lighthouse, bundle_file):
+    with Library.open(lighthouse, settings=EXTRACTS) as library, Bundle.open(bundle_file) as bundle:
+        inside = bundle.library()
+        assert [Path(d.path).name for d in library.list()] == [d.path for d in inside.list()]
+        [guide] = [d for d in library.list() if d.path.endswith("visitor-guide.html")]
+        assert inside.show("visitor-guide.html").text == library.show(guide.id).text
+        assert inside.stats().n_chunks == library.stats().n_chunks
+        for pattern in ("*.pdf", "visitor-guide.html", "./visitor*", "/visitor*"):
+            expected = {"*.pdf": 2, "./visitor*": 0}.get(pattern, 1)  # "." is this folder, "/" the bundle
+            assert len(inside.list(Filters(paths=(pattern,)))) == expected
+        assert inside.list(Filters(paths=("*/visitor*",)))
+
+
+@pytest.mark.parametrize("change", ["add", "sync", "remove", "compact", "doctor"])
+def test_nothing_in_a_bundle_can_be_changed(bundle_file, change, tmp_path):
+    arguments = {"add": [[tmp_path]], "sync": [tmp_path], "remove": [1]}.get(change, [])
+    with Bundle.open(bundle_file) as bundle, pytest.raises(LibraryError, match="cannot be changed"):
+        getattr(bundle.library(), change)(*arguments)
+
+
+def test_the_bundles_settings_count_and_flags_have_the_last_word(small_library, tmp_path):
+    build(small_library, tmp_path / "x.erag", settings=Settings(generator="extractive", passages=1, confidence=0.0))
+    with Bundle.open(tmp_path / "x.erag") as bundle:
+        settings = bundle.settings(Settings(passages=7, threads=2))
+        assert (settings.passages, settings.confidence, settings.threads) == (1, 0.0, 2)
+        with bundle.assistant(settings) as assistant:
+            assert len(assistant.ask("When was the lamp replaced?").passages) == 1
+
+
+# --- anywhere ---
+
+
+def test_it_answers_where_nothing_can_be_written(bundle_file, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGE_RAG_HOME", str(tmp_path / "file" / "home"))  # no folder can be made in a file
+    for limit in (opened.LARGEST_IN_MEMORY, 0):
+        monkeypatch.setattr(opened, "LARGEST_IN_MEMORY", limit)
+        with Bundle.open(bundle_file) as bundle, bundle.assistant() as assistant:
+            assert "142" in assistant.ask("How many steps lead up to the gallery?").text
+
+
+def test_a_large_database_is_extracted_once_and_again_if_it_is_damaged(bundle_file, monkeypatch):
+    monkeypatch.setattr(opened, "LARGEST_IN_MEMORY", 0)
+
+    def titles():
+        with Bundle.open(bundle_file) as bundle:
+            return [document.title for document in bundle.library().list()]
+
+    first = titles()
+    [copy] = (cache_dir() / "bundles").glob("*.sqlite")
+    before = copy.stat()
+    assert titles() == first and copy.stat().st_mtime_ns == before.st_mtime_ns
+    damaged = bytearray(copy.read_bytes())
+    damaged[len(damaged) // 2 :] = bytes(len(damaged) - len(damaged) // 2)
+    copy.write_bytes(damaged)
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))  # ctime tells
+    assert titles() == first
+    assert copy.read_bytes() != damaged
+    assert not list((cache_dir() / "bundles").glob("*.part"))
+
+
+def test_what_must_be_a_file_of_its_own_is_extracted_or_says_what_it_needs(small_library, tmp_path, monkeypatch):
+    (tmp_path / "g.gguf").write_bytes(FAKE_GGUF)
+    (tmp_path / "l.gguf").write_bytes(FAKE_GGUF + b"adapter")
+    pytest.importorskip("llama_cpp", reason="needs the [llm] extra")
+    settings = Settings(generator=str(tmp_path / "g.gguf"), lora=str(tmp_path / "l.gguf"))
+    build(small_library, tmp_path / "x.erag", settings=settings)
+    with Bundle.open(tmp_path / "x.erag") as bundle:
+        assert bundle.extracted("adapter").read_bytes() == FAKE_GGUF + b"adapter"
+        monkeypatch.setenv("EDGE_RAG_HOME", str(tmp_path / "g.gguf" / "home"))
+        with pytest.raises(LibraryError, match=r"needs 0\.0 MB in .*set EDGE_RAG_HOME"):
+            bundle.extracted("adapter")
+
+
+def test_a_part_is_hashed_once_for_each_file_and_again_when_it_was_touched(bundle_file, monkeypatch, tmp_path):
+    from edge_rag.bundle import proof
+
+    path = tmp_path / "copy.erag"
+    shutil.copy(bundle_file, path)
+    hashed = []
+    monkeypatch.setattr(proof, "check", lambda path, view, part: hashed.append(part.name))
+
+    def use():
+        hashed.clear()
+        with Bundle.open(path) as bundle:
+            bundle.library().list()
+        return list(hashed)
+
+    assert use() == ["library.sqlite"]
+    assert use() == []
+    os.utime(path)
+    assert use() == ["library.sqlite"]
+
+
+def test_the_command_asks_from_an_empty_folder_with_the_library_gone_and_sockets_blocked(small_library, tmp_path):
+    code = """
+import os, sys
+def block(event, args):
+    if event.startswith("socket."):
+        os._exit(99)
+sys.addaudithook(block)
+from edge_rag.cli import main
+main()
+"""
+    path = tmp_path / "elsewhere" / "x.erag"
+    build(small_library, path, settings=EXTRACTS)
+    shutil.rmtree(small_library)
+    shutil.rmtree(tmp_path / "docs")
+    path.chmod(0o444)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def edge_rag(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=empty, env={"EDGE_RAG_HOME": str(empty / "home"), "PATH": ""},
+            capture_output=True, text=True, encoding="utf-8",
+        )  # fmt: skip
+
+    done = edge_rag("bundle", "run", str(path), "When was the lamp replaced?", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["citations"][0]["document"] == "a.md"
+    assert edge_rag("search", "lamp", "--bundle", str(path), "-k", "1").stdout.startswith(" 1. a.md")
+    assert edge_rag("bundle", "run", str(path), "Capital of Mongolia?", "--strict").returncode == 3
+    assert edge_rag("--library", "x", "list", "--bundle", str(path)).returncode == 2
+    damaged = bytearray(path.read_bytes())
+    damaged[100] ^= 1
+    (empty / "bad.erag").write_bytes(damaged)
+    done = edge_rag("--quiet", "bundle", "verify", str(empty / "bad.erag"))
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+
+
+# --- what is in it, and what is not ---
+
+
+def test_it_is_a_zip_that_other_programs_read(bundle_file):
+    with zipfile.ZipFile(bundle_file) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert names[0] == "library.sqlite" and names[-1] == "manifest.json"
+        manifest = json.loads(archive.read("manifest.json"))
+        for part in manifest["parts"]:
+            assert hashlib.sha256(archive.read(part["name"])).hexdigest() == part["sha256"]
+        materials = json.loads(archive.read("sbom.cdx.json"))
+        assert archive.read("licences/Apache-2.0.txt") == (SAMPLES.parent.parent / "LICENSE").read_bytes()
+    assert {part["name"] for part in manifest["parts"]} - {"sbom.cdx.json"} <= {
+        c["name"] for c in materials["components"]
+    }
+    assert {"numpy", "onnxruntime", "typer"} <= {c["name"] for c in materials["components"]}
+    assert all(c["licenses"][0]["license"]["name"] for c in materials["components"])
+
+
+def test_the_same_library_gives_the_same_bytes(small_library, tmp_path):
+    build(small_library, tmp_path / "1.erag", settings=EXTRACTS)
+    moved = tmp_path / "elsewhere" / "library"
+    shutil.copytree(small_library, moved)
+    build(moved, tmp_path / "2.erag", settings=EXTRACTS)
+    assert (tmp_path / "1.erag").read_bytes() == (tmp_path / "2.erag").read_bytes()
+
+
+def test_nothing_tells_where_or_by_whom_it_was_made(tmp_path, monkeypatch):
+    home = tmp_path / "zaphod-of-betelgeuse"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    for name in ("papers/lamp.md", "notes/deep/door.md", "top.md"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(f"# {Path(name).stem}\n\nThe {Path(name).stem} is old.\n")
+    (home / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    other = tmp_path / "other" / "papers"
+    other.mkdir(parents=True)
+    (other / "roof.md").write_text("# Roof\n\nThe roof is new.\n")
+    with Library.open(home / "lib", create=True, settings=EXTRACTS) as library:
+        library.add([home / "papers", home / "notes", home / "top.md", home / "broken.pdf", other])
+    path = home / "x.erag"
+    build(home / "lib", path, settings=EXTRACTS)
+    data = path.read_bytes()
+    for secret in (b"zaphod", os.fsencode(tmp_path.name), b"broken.pdf"):
+        assert secret not in data
+    with Bundle.open(path) as bundle:
+        paths = {document.path for document in bundle.library().list()}
+    assert paths == {"papers-2/lamp.md", "notes/deep/door.md", "home/top.md", "papers/roof.md"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([("/srv/docs/a.md", "/srv/docs"), ("/srv/docs/sub/b.md", "/srv/docs")], ["a.md", "sub/b.md"]),
+        ([("/srv/docs/a.md", "/srv/docs/a.md")], ["a.md"]),
+        ([("/home/ann/a.md", "/"), ("/etc/b", "/")], ["home/a.md", "root/etc/b"]),
+        ([("/home/bob/a.md", "/home/bob"), ("/srv/b", "/srv")], ["home/a.md", "srv/b"]),
+        ([("/x/d/a", "/x/d"), ("/y/d/a", "/y/d"), ("/z/d-2/a", "/z/d-2")], ["d/a", "d-2/a", "d-2-2/a"]),
+        ([("C:\\papers\\sub\\a.md", "C:\\papers")], ["sub/a.md"]),
+    ],
+)  # fmt: skip
+def test_paths_become_relative_to_what_the_user_gave(files, expected):
+    assert relative_paths(files, "/home/ann") == expected
+
+
+def test_removed_documents_and_their_words_are_not_in_it(small_library, tmp_path):
+    (tmp_path / "docs" / "secret.md").write_text("# Xylophone\n\nThe quokka sleeps at noon.\n")
+    with Library.open(small_library, settings=EXTRACTS) as library:
+        library.add([tmp_path / "docs"])
+        library.remove(str(tmp_path / "docs" / "secret.md"))
+    build(small_library, tmp_path / "x.erag", settings=EXTRACTS)
+    data = (tmp_path / "x.erag").read_bytes().lower()
+    library_part = data[: data.index(b"embedder/")]
+    assert b"quokka" not in library_part and b"xylophon" not in library_part and b"keeper" in library_part
+
+
+# --- building ---
+
+
+def test_a_build_that_cannot_be_says_why_and_leaves_nothing(small_library, tmp_path):
+    (tmp_path / "empty-folder").mkdir()
+    path = tmp_path / "out" / "x.erag"
+    for arguments, message in (
+        ({"max_bytes": 1_000_000}, r"it would have 2\d\.\d MB, and 1\.0 are allowed \(embedder/model.int8.data 23\.5"),
+        ({"settings": Settings(generator="http://localhost:1/v1#x")}, "a server: it cannot be bundled"),
+        ({"settings": Settings(generator="extractive", lora="x.gguf")}, "an adapter needs a generator"),
+        ({"signing_key": tmp_path / "docs" / "a.md"}, "cannot be used as a key"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            build(small_library, path, **({"settings": EXTRACTS} | arguments))
+    with pytest.raises(EdgeRagError, match="no library here"):
+        build(tmp_path / "empty-folder", path, settings=EXTRACTS)
+    assert not path.parent.exists() or list(path.parent.iterdir()) == []
+    build(small_library, path, settings=EXTRACTS, max_bytes=30_000_000)
+    with pytest.raises(UsageError, match="is there already"):
+        build(small_library, path, settings=EXTRACTS)
+
+
+def test_an_empty_library_cannot_be_bundled(tmp_path):
+    Library.open(tmp_path / "lib", create=True).close()
+    with pytest.raises(LibraryError, match="nothing in it"):
+        build(tmp_path / "lib", tmp_path / "x.erag", settings=EXTRACTS)
+
+
+# --- signatures ---
+
+
+def test_a_signed_bundle_is_opened_with_its_key_and_with_no_other(small_library, tmp_path):
+    pytest.importorskip("nacl", reason="needs the [sign] extra")
+    ours, theirs = make_keys(tmp_path / "ours.pem"), make_keys(tmp_path / "theirs.pem")
+    assert (tmp_path / "ours.pem").stat().st_mode & 0o077 == 0 or os.name == "nt"
+    path, unsigned = tmp_path / "x.erag", tmp_path / "y.erag"
+    build(small_library, path, settings=EXTRACTS, signing_key=tmp_path / "ours.pem")
+    build(small_library, unsigned, settings=EXTRACTS)
+    with Bundle.open(path, trusted_key=str(ours)) as bundle:
+        verify(bundle)
+        key = bundle.trailer.public_key.hex()
+    Bundle.open(path, trusted_key=key).close()
+    with pytest.raises(IntegrityError, match="not the trusted key"):
+        Bundle.open(path, trusted_key=str(theirs))
+    with pytest.raises(IntegrityError, match="not signed"):
+        Bundle.open(unsigned, trusted_key=str(ours))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="signature is not by"):
+        Bundle.open(path, trusted_key=str(ours))
+    with Bundle.open(path) as bundle, pytest.raises(IntegrityError, match="signature is not by"):
+        verify(bundle)
+    data[-96:-64], data[-64:] = bytes.fromhex(Bundle.open(path).trailer.public_key.hex()), bytes(64)
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="end is damaged"):
+        Bundle.open(path)
+
+
+def test_openssl_and_we_read_each_others_keys(tmp_path):
+    pytest.importorskip("nacl", reason="needs the [sign] extra")
+    from edge_rag.bundle import signing
+
+    openssl = shutil.which("openssl") or pytest.skip("needs openssl")
+    subprocess.run([openssl, "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "k.pem"], check=True)
+    subprocess.run([openssl, "pkey", "-in", tmp_path / "k.pem", "-pubout", "-out", tmp_path / "k.pub"], check=True)
+    private = signing.read_private_key(tmp_path / "k.pem")
+    public = signing.read_public_key(str(tmp_path / "k.pub"))
+    assert signing.public_key(private) == public
+    signature = signing.sign(private, b"x" * 32)
+    (tmp_path / "message").write_bytes(b"edge_rag bundle manifest\n" + b"x" * 32)
+    (tmp_path / "signature").write_bytes(signature)
+    subprocess.run(
+        [openssl, "pkeyutl", "-verify", "-pubin", "-inkey", tmp_path / "k.pub", "-rawin",
+         "-in", tmp_path / "message", "-sigfile", tmp_path / "signature"], check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    with contextlib.suppress(UsageError):
+        signing.read_public_key(str(tmp_path / "k.pem"))
+        raise AssertionError("a private key was taken for a public one")
