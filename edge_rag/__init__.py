@@ -5,8 +5,13 @@
 ...     answer = assistant.ask("When was the lamp replaced?")
 """
 
+import os as _os
 import typing as _typing
 from importlib import import_module as _import_module
+
+# Read when onnxruntime is loaded. From 1.31 on its official builds else write a device id into the user's cache, look up a host of
+# their maker and send what they were used for.
+_os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if _typing.TYPE_CHECKING:
     from edge_rag.answering import Assistant

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution, version
 from typing import Any
 
 from edge_rag.bundle.manifest import Part
@@ -40,6 +39,8 @@ def sbom(parts: Sequence[Part]) -> bytes:
 
 
 def edge_rag_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 20 ms, which opening a bundle does not need
+
     try:
         return version("edge-rag")
     except PackageNotFoundError:  # a tree that was never installed
@@ -48,6 +49,8 @@ def edge_rag_version() -> str:
 
 def _packages(extras: set[str]) -> list[dict[str, Any]]:
     """Return the packages that the runtime needs, theirs included, as they are here."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     found: dict[str, dict[str, Any]] = {}
     wanted = [("edge-rag", frozenset(extras))]
     while wanted:
