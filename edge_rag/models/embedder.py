@@ -83,7 +83,7 @@ def _read_manifest(files: Files) -> dict[str, Any]:
         if not all(isinstance(manifest[key], kind) for key, kind in _MANIFEST_TYPES.items()):
             raise ValueError("a value of the wrong type")
     except FileNotFoundError:
-        raise ModelError(f"there is no embedder: {path} is missing", mend=_MEND) from None
+        raise ModelError(f"{path.parent} holds no embedder: there is no {MANIFEST}", mend=_MEND) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is damaged: {error}", mend=_MEND) from error
     return manifest
