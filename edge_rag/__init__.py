@@ -9,23 +9,25 @@ import os as _os
 import typing as _typing
 from importlib import import_module as _import_module
 
-# Read when onnxruntime is loaded. From 1.31 on its official builds else write a device id into the user's cache, look up a host of
-# their maker and send what they were used for.
+# Read when onnxruntime is loaded. Otherwise its official builds, from 1.31 on, write a device id into the user's cache, look up
+# a host of their maker and send what they were used for.
 _os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if _typing.TYPE_CHECKING:
     from edge_rag.answering import Assistant
+    from edge_rag.bundle import Bundle
     from edge_rag.errors import EdgeRagError
     from edge_rag.interfaces import Answer, Citation, Passage
     from edge_rag.library import Filters, Library
     from edge_rag.settings import Settings
 
-__all__ = ["Answer", "Assistant", "Citation", "EdgeRagError", "Filters", "Library", "Passage", "Settings"]
+__all__ = ["Answer", "Assistant", "Bundle", "Citation", "EdgeRagError", "Filters", "Library", "Passage", "Settings"]
 
 # Resolved on first use, so that `edge-rag --help` and a program that needs only a Library load nothing else.
 _HOMES = {
     "Answer": "edge_rag.interfaces",
     "Assistant": "edge_rag.answering",
+    "Bundle": "edge_rag.bundle",
     "Citation": "edge_rag.interfaces",
     "EdgeRagError": "edge_rag.errors",
     "Filters": "edge_rag.library",

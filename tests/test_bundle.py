@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
 from edge_rag.answering import Assistant, retrieve
 from edge_rag.bundle import Bundle, build, make_keys, opened, verify
+from edge_rag.bundle.container import Trailer, directory_bytes, directory_size, header_bytes, place
 from edge_rag.bundle.contents import relative_paths
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, UsageError
 from edge_rag.library import Filters, Library
@@ -236,10 +238,10 @@ main()
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    def edge_rag(*arguments):
+    def edge_rag(*arguments, input=""):
         return subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=empty, env={"EDGE_RAG_HOME": str(empty / "home"), "PATH": ""},
-            capture_output=True, text=True, encoding="utf-8",
+            capture_output=True, text=True, encoding="utf-8", input=input,
         )  # fmt: skip
 
     done = edge_rag("bundle", "run", str(path), "When was the lamp replaced?", "--json")
@@ -247,6 +249,8 @@ main()
     assert json.loads(done.stdout)["citations"][0]["document"] == "a.md"
     assert edge_rag("search", "lamp", "--bundle", str(path), "-k", "1").stdout.startswith(" 1. a.md")
     assert edge_rag("bundle", "run", str(path), "Capital of Mongolia?", "--strict").returncode == 3
+    talk = edge_rag("chat", "--bundle", str(path), input="When was the lamp replaced?\n")
+    assert "1931" in talk.stdout and talk.returncode == 0
     assert edge_rag("--library", "x", "list", "--bundle", str(path)).returncode == 2
     damaged = bytearray(path.read_bytes())
     damaged[100] ^= 1
@@ -273,6 +277,27 @@ def test_it_is_a_zip_that_other_programs_read(bundle_file):
     }
     assert {"numpy", "onnxruntime", "typer"} <= {c["name"] for c in materials["components"]}
     assert all(c["licenses"][0]["license"]["name"] for c in materials["components"])
+
+
+def test_parts_and_offsets_beyond_four_gigabytes_have_their_place(tmp_path):
+    path, head, large = tmp_path / "sparse", 5 << 30, (4 << 30) + 7
+    entries = place(head, [("a", 3), ("large", large), ("b", 5), ("manifest.json", 2)])
+    trailer = Trailer(entries[-1].offset, 2, bytes(32), bytes(32), bytes(64))
+    contents = {"a": b"abc", "b": b"fives", "manifest.json": b"{}"}
+    crc32s = [zlib.crc32(contents.get(e.name, b"")) for e in entries]
+    with path.open("wb") as file:  # what is not written takes no room
+        for entry, crc32 in zip(entries, crc32s, strict=True):
+            file.seek(entry.start)
+            file.write(header_bytes(entry, crc32))
+            assert file.tell() == entry.offset and entry.offset % 4096 == 0
+            file.write(contents.get(entry.name, b""))
+        file.seek(entries[-1].end)
+        end = directory_bytes(entries, crc32s, trailer)
+        assert len(end) == directory_size(entries)
+        file.write(end)
+    with zipfile.ZipFile(path) as archive:
+        assert [archive.read(name) for name in contents] == list(contents.values())
+        assert archive.getinfo("large").file_size == large
 
 
 def test_the_same_library_gives_the_same_bytes(small_library, tmp_path):

@@ -62,6 +62,8 @@ def build(
     if target.exists() and not force:
         raise UsageError(f"{target} is there already", mend="choose another name, or add --force")
     private_key = signing.read_private_key(signing_key) if signing_key else None
+    if private_key:
+        signing.public_key(private_key)  # that the extra is missing is said before the work
     models = _models(settings)
     with Library.open(library, settings=settings) as opened:
         if not opened.stats().n_chunks:
@@ -137,8 +139,8 @@ def _licence() -> Ingredient:
 
 def _manifest(settings: Settings, embedder: Embedder, contents: Contents) -> Manifest:
     generator = settings.generator
-    if generator != EXTRACTIVE and catalog.find(generator) is None and generator.endswith(".gguf"):
-        generator = Path(generator).stem
+    if "/" in generator or os.sep in generator or generator.endswith(".gguf"):
+        generator = Path(generator).stem  # as it is called where it is opened by its path
     return Manifest(
         format=FORMAT,
         edge_rag=edge_rag_version(),
@@ -171,9 +173,12 @@ def _write(
     report: Progress,
 ) -> Manifest:
     """Write the parts where they belong, then what tells of them: the list of materials, the manifest, the trailer."""
-    hashed = [_part(i, 0, _hash(i, report)) for i in ingredients]
+    hashed: list[Part] = []
+    for ingredient in ingredients:
+        report("read", len(hashed), len(ingredients), ingredient.name)
+        hashed.append(_part(ingredient))
     ingredients = [*ingredients, Ingredient("sbom.cdx.json", "sbom", sbom(hashed), "Apache-2.0")]
-    hashed.append(_part(ingredients[-1], 0, _hash(ingredients[-1], report)))
+    hashed.append(_part(ingredients[-1]))
     # Where a part lies does not depend on the manifest, which is the last entry, so any size for that will do here.
     entries = replace(manifest, parts=tuple(hashed)).entries(0)
     offsets = {entry.name: entry.offset for entry in entries}
@@ -204,18 +209,11 @@ def _write(
     return manifest
 
 
-def _part(ingredient: Ingredient, offset: int, sha256: str) -> Part:
+def _part(ingredient: Ingredient) -> Part:
+    """Hash an ingredient; its place is found later."""
     i = ingredient
-    return Part(i.name, i.role, offset, i.size, sha256, i.licence, i.source)
-
-
-def _hash(ingredient: Ingredient, report: Progress) -> str:
-    content = ingredient.content
-    return (
-        hashlib.sha256(content).hexdigest()
-        if isinstance(content, bytes)
-        else store.sha256_file(content, progress=report)
-    )
+    sha256 = hashlib.sha256(i.content).hexdigest() if isinstance(i.content, bytes) else store.sha256_file(i.content)
+    return Part(i.name, i.role, 0, i.size, sha256, i.licence, i.source)
 
 
 def _copy(content: Path | bytes, file: IO[bytes]) -> int:

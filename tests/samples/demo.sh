@@ -20,7 +20,7 @@ step bundle verify "$bundle"
 elsewhere=$(mktemp -d)
 mv "$EDGE_RAG_HOME/libraries/lighthouse" "$elsewhere/lighthouse.away"
 (cd "$elsewhere" && mkdir empty && cd empty && unset EDGE_RAG_LIBRARY && export EDGE_RAG_HOME="$elsewhere/home" &&
-    step bundle run "$bundle" "What did the repair of the lantern roof cost?")
+    step bundle run "$bundle" "How many steps lead up to the gallery?")
 mv "$elsewhere/lighthouse.away" "$EDGE_RAG_HOME/libraries/lighthouse"
 rm -r "$elsewhere"
 
