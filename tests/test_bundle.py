@@ -357,6 +357,24 @@ def test_removed_documents_and_their_words_are_not_in_it(small_library, tmp_path
     assert b"quokka" not in library_part and b"xylophon" not in library_part and b"keeper" in library_part
 
 
+def test_without_texts_it_says_where_and_not_what(small_library, tmp_path):
+    build(small_library, tmp_path / "x.erag", settings=EXTRACTS, texts=False)
+    data = (tmp_path / "x.erag").read_bytes().lower()
+    assert b"keeper" not in data[: data.index(b"embedder/")] and b"1931" not in data[: data.index(b"embedder/")]
+    with Library.open(small_library, settings=EXTRACTS) as library, Bundle.open(tmp_path / "x.erag") as bundle:
+        inside = bundle.library()
+        wanted = [(p.start, p.page, p.score) for p in library.dense("the lamp", 5)]
+        found = inside.dense("the lamp", 5)
+        assert [(p.start, p.page, p.score) for p in found] == wanted
+        assert all(p.text == p.heading == "" and p.end > p.start for p in found)
+        assert retrieve(inside, "the lamp", 5, candidates=40).passages[0].document == "a.md"
+        with pytest.raises(LibraryError, match="without texts"):
+            bundle.assistant()
+        with pytest.raises(LibraryError, match="without texts"):
+            inside.show("a.md")
+        assert [d.path for d in inside.list()] == ["a.md", "b.txt"]
+
+
 # --- building ---
 
 

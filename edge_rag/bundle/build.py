@@ -50,13 +50,15 @@ def build(
     *,
     settings: Settings,
     max_bytes: int = 0,
+    texts: bool = True,
     signing_key: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a bundle of a library, with the generator and the adapter that the settings name, and verify it.
 
-    The same library, models and versions give the same bytes. `max_bytes` 0: any size. The file appears when it is whole.
+    The same library, models and versions give the same bytes. `max_bytes` 0: any size. Without `texts` it can be searched by
+    meaning, and says where passages stand; it needs no generator. The file appears when it is whole.
     """
     report = progress or _silent
     if target.exists() and not force:
@@ -64,6 +66,8 @@ def build(
     private_key = signing.read_private_key(signing_key) if signing_key else None
     if private_key:
         signing.public_key(private_key)  # that the extra is missing is said before the work
+    if not texts:
+        settings = replace(settings, generator=EXTRACTIVE, lora="")
     models = _models(settings)
     with Library.open(library, settings=settings) as opened:
         if not opened.stats().n_chunks:
@@ -74,10 +78,10 @@ def build(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             report("copy the library", 0, 0, "")
-            contents = copy_library(library, Path(folder), embedder.name)
+            contents = copy_library(library, Path(folder), embedder.name, texts=texts)
             ingredients = [*models, *_library(contents), *_embedder(embedder, embedder_folder), _licence()]
             temporary = Path(folder) / "bundle"
-            manifest = _manifest(settings, embedder, contents)
+            manifest = _manifest(settings, embedder, contents, texts)
             with temporary.open("w+b") as file:
                 manifest = _write(file, manifest, ingredients, private_key, max_bytes, report)
             with Bundle.open(temporary) as bundle:
@@ -137,7 +141,7 @@ def _licence() -> Ingredient:
     return Ingredient("licences/Apache-2.0.txt", "licence", _LICENCE_FILE, "Apache-2.0")
 
 
-def _manifest(settings: Settings, embedder: Embedder, contents: Contents) -> Manifest:
+def _manifest(settings: Settings, embedder: Embedder, contents: Contents, texts: bool) -> Manifest:
     generator = settings.generator
     if "/" in generator or os.sep in generator or generator.endswith(".gguf"):
         generator = Path(generator).stem  # as it is called where it is opened by its path
@@ -157,6 +161,7 @@ def _manifest(settings: Settings, embedder: Embedder, contents: Contents) -> Man
         abstention_fitted_with=SHIPPED.fitted_with,
         n_documents=contents.n_documents,
         n_chunks=contents.n_chunks,
+        texts=texts,
         parts=(),
     )
 

@@ -26,8 +26,11 @@ class Contents:
     n_chunks: int
 
 
-def copy_library(library: Path, folder: Path, embedder_name: str) -> Contents:
-    """Copy a library's database and index into an empty folder. Nothing is written into the library."""
+def copy_library(library: Path, folder: Path, embedder_name: str, *, texts: bool = True) -> Contents:
+    """Copy a library's database and index into an empty folder. Nothing is written into the library.
+
+    Without `texts`, passages keep their place and their vector, and lose words and headings.
+    """
     target = folder / "library.sqlite"
     with translated(library):
         source = connect_reader(library)
@@ -39,6 +42,8 @@ def copy_library(library: Path, folder: Path, embedder_name: str) -> Contents:
             schema.migrate(db, library)
             with transaction(db):
                 _anonymise(db, embedder_name)
+                if not texts:
+                    _drop_texts(db)
             db.execute("INSERT INTO chunk_fts (chunk_fts) VALUES ('rebuild')")  # or it keeps words of removed texts
             index = _index(db, library, folder)
             counts = [
@@ -67,6 +72,18 @@ def _anonymise(db: sqlite3.Connection, embedder_name: str) -> None:
             "UPDATE sources SET path = ?, root = '', read_ns = 0, digest = ? WHERE rowid = ?",
             (path, store.record_digest(content_sha256, path), rowid),
         )
+
+
+def _drop_texts(db: sqlite3.Connection) -> None:
+    rows = db.execute(
+        'SELECT c.id, d.content_sha256, c.start, c."end", c.page FROM chunks c JOIN documents d ON d.id = c.document_id'
+    ).fetchall()
+    blank = [(store.chunk_digest(sha256, start, end, page, "", ""), id_) for id_, sha256, start, end, page in rows]
+    db.execute("DROP TRIGGER chunks_to_fts_update")  # the full-text index is built anew afterwards
+    db.executemany(
+        "UPDATE chunks SET heading = '', text = '', embed_key = zeroblob(16), digest = ? WHERE id = ?", blank
+    )
+    db.execute(schema.expected_objects()["chunks_to_fts_update"])
 
 
 def relative_paths(files: Iterable[tuple[str, str]], home: str) -> list[str]:

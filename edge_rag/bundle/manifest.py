@@ -56,6 +56,7 @@ class Manifest:
     abstention_fitted_with: str
     n_documents: int
     n_chunks: int
+    texts: bool  # False: it says where something stands, and not what
     parts: tuple[Part, ...]
 
     def part(self, role: Role) -> Part | None:
@@ -103,11 +104,11 @@ def is_safe_name(name: str) -> bool:
 
 def _typed(fields: Mapping[str, Any], kind: type[Part] | type[Manifest]) -> Mapping[str, Any]:
     """Return the fields if they are those of the class and of its types."""
-    plain: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "float": (int, float)}
+    plain: dict[str, type | tuple[type, ...]] = {"int": int, "str": str, "float": (int, float), "bool": bool}
     for name, annotation in kind.__annotations__.items():
         wanted = plain.get(getattr(annotation, "__name__", ""))
         value = fields[name]
-        if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
+        if wanted and (not isinstance(value, wanted) or isinstance(value, bool) != (annotation is bool)):
             raise ValueError(f"{name} is {value!r}"[:200])
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}")

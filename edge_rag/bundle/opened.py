@@ -106,6 +106,10 @@ class Bundle:
         """Return who answers. `settings` are those of `self.settings()`, or what a user has changed in them."""
         settings = settings or self.settings()
         m = self.manifest
+        if not m.texts:
+            raise LibraryError(
+                f"{self.path}: it was built without texts", mend="search it: edge-rag search ... --bundle FILE"
+            )
         own = m.generator != EXTRACTIVE and settings.generator == m.generator and has_llama_cpp()
         generator = _Generator(self, settings) if own else None
         rule = Rule(m.abstention_weights, m.abstention_threshold, m.abstention_fitted_with)

@@ -35,6 +35,9 @@ def build(
     max_size: Annotated[
         str, typer.Option(help="Fail if it would be larger: 500MB, 2GB, or bytes.", metavar="SIZE")
     ] = "",
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="Say where passages stand, not what they say; no generator.")
+    ] = False,
     sign: Annotated[
         Path | None, typer.Option(help="Sign it with this Ed25519 private key, a PEM file.", metavar="KEY")
     ] = None,
@@ -51,8 +54,8 @@ def build(
 
     settings = settings_of(context, generator=generator, lora=lora, passages=passages)
     manifest = build_bundle(
-        library_path(library), out, settings=settings, max_bytes=_bytes(max_size), signing_key=sign, force=force,
-        progress=progress_of(context),
+        library_path(library), out, settings=settings, max_bytes=_bytes(max_size), texts=not no_text, signing_key=sign,
+        force=force, progress=progress_of(context),
     )  # fmt: skip
     if json:
         print_json({"path": out, "size_bytes": out.stat().st_size, "manifest": manifest})
@@ -74,6 +77,8 @@ def inspect(context: typer.Context, file: File, trusted_key: TrustedKey = None, 
         m = bundle.manifest
         print(f"{m.n_documents:,} documents, {m.n_chunks:,} chunks; generator {m.generator}, embedder {m.embedder}")
         print(f"bundle format {m.format}, built by edge_rag {m.edge_rag}; {_signature_text(bundle, settings)}")
+        if not m.texts:
+            print("without texts: it says where passages stand")
         print(f"answers from {m.passages} passages of {m.candidates} candidates, {m.context_tokens} tokens of context")
         for part in m.parts:
             print(

@@ -231,6 +231,8 @@ class Library:
                 row[0] for row in db.execute("SELECT id FROM chunks WHERE document_id = ? ORDER BY ordinal", (info.id,))
             ]
             chunks = store.passages(db, self.path, dict.fromkeys(ids, 0.0))
+            if self._fixed and chunks and not any(chunk.text for chunk in chunks):
+                raise LibraryError(f"{self.path}: it was built without texts", mend="look where `list` says that it is")
             text = store.document_text(db, self.path, info.id)
             if len(text) != info.n_chars:
                 raise damaged(self.path, f"document {info.id} has {len(text)} of {info.n_chars} characters")

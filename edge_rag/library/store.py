@@ -237,13 +237,13 @@ def _passage(library: Path, row: Sequence[object], scores: Mapping[int, float]) 
     chunk_id, document_id, start, end, page, digest, heading, text, path, path_digest, content_sha256 = checked(
         library, row[:11], int, int, int, int, (int, type(None)), bytes, str, str, str, bytes, bytes
     )
-    if digest != chunk_digest(content_sha256, start, end, page, heading, text) or len(text) != end - start:
+    if digest != chunk_digest(content_sha256, start, end, page, heading, text) or (text and len(text) != end - start):
         raise damaged(library, f"a passage of {path} is not what was stored")
     check_source(library, content_sha256, path, path_digest)
     title, *_ = check_document(library, row[10:])
     kept = text.rstrip()
-    score = scores.get(chunk_id, 0.0)
-    return Passage(chunk_id, document_id, path, title, heading, page, start, start + len(kept), kept, score)
+    end = start + len(kept) if text else end  # a bundle may have been built without texts
+    return Passage(chunk_id, document_id, path, title, heading, page, start, end, kept, scores.get(chunk_id, 0.0))
 
 
 def document_text(db: sqlite3.Connection, library: Path, document_id: int) -> str:
