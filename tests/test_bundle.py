@@ -155,6 +155,16 @@ def test_the_bundles_settings_count_and_flags_have_the_last_word(small_library, 
             assert len(assistant.ask("When was the lamp replaced?").passages) == 1
 
 
+def test_without_llama_cpp_it_quotes_and_never_looks_the_generators_name_up(small_library, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp", reason="needs the [llm] extra")
+    (tmp_path / "g.gguf").write_bytes(FAKE_GGUF)
+    build(small_library, tmp_path / "x.erag", settings=Settings(generator=str(tmp_path / "g.gguf")))
+    monkeypatch.setattr(opened, "has_llama_cpp", lambda: False)
+    with Bundle.open(tmp_path / "x.erag") as bundle, bundle.assistant() as assistant:
+        answer = assistant.ask("When was the lamp replaced?")
+    assert (answer.generator, "1931" in answer.text) == ("extractive", True)
+
+
 # --- anywhere ---
 
 

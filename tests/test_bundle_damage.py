@@ -213,6 +213,7 @@ HOSTILE = {
     "a million passages": (top(passages=1_000_000), "out of bounds"),
     "a window of a terabyte": (top(context_tokens=1 << 40), "out of bounds"),
     "no passages": (top(passages=0), "out of bounds"),
+    "a server for a generator": (top(generator="http://example.org/v1#model"), "its generator has no name"),
     "another rule": (top(abstention_weights=[1.0]), "rule for abstention makes no sense"),
     "a field too many": (top(command="rm"), "makes no sense"),
     "parts that are none": (top(parts=7), "makes no sense"),

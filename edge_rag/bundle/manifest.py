@@ -136,6 +136,8 @@ def _check(manifest: Manifest, manifest_size: int, trailer: Trailer, file_size: 
         raise ValueError("the generator does not come first")
     if ("adapter" in roles and head is None) or (head is None) != (manifest.generator == "extractive"):
         raise ValueError("its generator is missing")
+    if any(c in manifest.generator for c in "/\\") or not manifest.generator:
+        raise ValueError("its generator has no name")
     entries = manifest.entries(manifest_size)
     places = [entry.offset for entry in entries]
     if places != [*(part.offset for part in parts if part is not head), trailer.manifest_offset]:

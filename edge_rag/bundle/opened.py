@@ -110,8 +110,13 @@ class Bundle:
             raise LibraryError(
                 f"{self.path}: it was built without texts", mend="search it: edge-rag search ... --bundle FILE"
             )
-        own = m.generator != EXTRACTIVE and settings.generator == m.generator and has_llama_cpp()
-        generator = _Generator(self, settings) if own else None
+        generator = None
+        if settings.generator == m.generator != EXTRACTIVE:
+            # The name that a bundle gives is never looked up: it could be that of something else, or a server's.
+            if has_llama_cpp():
+                generator = _Generator(self, settings)
+            else:
+                settings = replace(settings, generator=EXTRACTIVE)
         rule = Rule(m.abstention_weights, m.abstention_threshold, m.abstention_fitted_with)
         return Assistant(self.library(settings), settings=settings, generator=generator, rule=rule)
 
