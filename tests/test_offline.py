@@ -116,7 +116,6 @@ def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Pat
             "docs": home / "docs",
             "set": home / "questions.jsonl",
             "runs": home / "runs",
-            "home": home,
         }
         filled = [a.format(**places) for a in args]
         done = run_blocked(home, [*command.split(), *filled])
