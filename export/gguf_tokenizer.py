@@ -6,7 +6,7 @@ tokenizer that does anything else is refused. That both then give the same ids i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ Step = tuple[Any, ...]
 _BYTES_BY_REGEX: Step = ("ByteLevel", False, True)  # no space before the text; cut by GPT-2's pattern
 _BYTES: Step = ("ByteLevel", False, False)
 _DIGITS: Step = ("Digits", True)
+_SPACE = "\u2581"  # what SentencePiece writes for a space
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _CUT = "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}%s| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
@@ -63,6 +64,9 @@ class GgufTokenizer:
     template: str
     stop_ids: tuple[int, ...]  # tokens that end an answer
     notes: tuple[str, ...]  # what is not the same in llama.cpp, and known
+    kind: str = "gpt2"  # byte-level BPE; "llama" is BPE with a score for each token, as SentencePiece has it
+    scores: tuple[float, ...] = ()  # for "llama" in place of merges
+    space_prefix: bool = False
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
@@ -72,7 +76,18 @@ def read_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
     settings = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(
         folder / "tokenizer_config.json"
     )
+    if (content.get("model") or {}).get("byte_fallback"):
+        return _with_scores(_read_common(folder, content, settings, vocab_size, "default", ()), content, str(path))
     procedure, notes = _procedure_of(content, str(path))
+    fields = _read_common(folder, content, settings, vocab_size, procedure.name, notes)
+    return replace(fields, merges=_merges_of(content, str(path)))
+
+
+def _read_common(
+    folder: Path, content: Mapping[str, Any], settings: Mapping[str, Any], vocab_size: int, procedure: str,
+    notes: tuple[str, ...],
+) -> GgufTokenizer:  # fmt: skip
+    path = folder / "tokenizer.json"
     tokens, types = _tokens_of(content, vocab_size, str(path))
     ids = {text: i for i, text in enumerate(tokens)}
     special_ids = {
@@ -88,10 +103,10 @@ def read_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
     special_ids |= dict(zip(("eot", "eom"), stop_ids[1:], strict=False))
     add_bos, add_eos = _added_around(path, special_ids)
     return GgufTokenizer(
-        procedure=procedure.name,
+        procedure=procedure,
         tokens=tokens,
         types=types,
-        merges=_merges_of(content, str(path)),
+        merges=[],
         special_ids=special_ids,
         add_bos=add_bos,
         add_eos=add_eos,
@@ -222,6 +237,66 @@ def _merges_of(content: Mapping[str, Any], place: str) -> list[str]:
     return [f"{a} {b}" for a, b in pairs]
 
 
+def _with_scores(fields: GgufTokenizer, content: Mapping[str, Any], place: str) -> GgufTokenizer:
+    """Complete the fields of a tokenizer that was a SentencePiece model, as those of Gemma and Mistral 7B were."""
+    model = content["model"]
+    for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise _unknown(place, f"byte_fallback and {key} = {model[key]!r}")
+    for step in _flat(content.get("pre_tokenizer"), "pretokenizers"):
+        if step["type"] != "Split" or step["pattern"] != {"String": " "}:  # there are no spaces left to cut at
+            raise _unknown(place, f"byte_fallback and the step {step['type']}")
+    normalizers = [{**step} for step in _flat(content.get("normalizer"), "normalizers")]
+    prefix = {"type": "Prepend", "prepend": _SPACE}
+    if normalizers[-1:] != [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}] or (
+        normalizers[:-1] not in ([], [prefix])
+    ):
+        raise _unknown(place, "byte_fallback and other normalizers than those of SentencePiece")
+    if "unk" not in fields.special_ids or "bos" not in fields.special_ids:
+        raise _unknown(place, "byte_fallback and no unk_token or no bos_token")
+    types = [*fields.types]
+    types[fields.special_ids["unk"]] = int(TokenType.UNKNOWN)
+    for byte in range(256):
+        token = f"<0x{byte:02X}>"
+        if token not in model["vocab"]:
+            raise _unknown(place, f"byte_fallback and no {token}")
+        types[model["vocab"][token]] = int(TokenType.BYTE)
+    scores = _scores_of(content, types, place)
+    return replace(fields, kind="llama", types=types, scores=scores, space_prefix=prefix in normalizers)
+
+
+def _scores_of(content: Mapping[str, Any], types: list[int], place: str) -> tuple[float, ...]:
+    """Turn merges in their order into scores of the tokens that they make.
+
+    llama.cpp joins the neighbours whose token has the best score, whatever they are; tokenizers go by the order of listed pairs.
+    That is the same if all pairs that make a token are listed, and one after another.
+    """
+    vocab = content["model"]["vocab"]
+    scores = [0.0] * len(types)
+    n_pairs: dict[str, int] = {}
+    last = ""
+    for rank, merge in enumerate(content["model"]["merges"]):
+        made = "".join(merge.split(" ") if isinstance(merge, str) else merge)
+        if made not in n_pairs:
+            scores[vocab[made]] = -1.0 - rank
+        elif made != last:
+            raise _unknown(place, f"pairs that make {made!r} at two places in its merges")
+        n_pairs[made] = n_pairs.get(made, 0) + 1
+        last = made
+    for token, i in vocab.items():
+        if types[i] == TokenType.NORMAL:
+            expected = sum(token[:n] in vocab and token[n:] in vocab for n in range(1, len(token)))
+            if expected != n_pairs.get(token, 0):
+                raise _unknown(place, f"pairs that make {token!r} and are not among its merges")
+    return tuple(scores)
+
+
+def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+    if part is None:
+        return []
+    return [step for p in part[inner] for step in _flat(p, inner)] if part["type"] == "Sequence" else [part]
+
+
 def _pair(merge: str, place: str) -> tuple[str, str]:
     first, space, second = merge.partition(" ")
     if not space or not second:
@@ -277,5 +352,6 @@ def _text(token: Any) -> str | None:
 def _unknown(place: str, what: str) -> ModelError:
     known = ", ".join(p.name for p in PROCEDURES)
     return ModelError(
-        f"{place}: llama.cpp has no tokenizer with {what}", mend=f"byte-level BPE like these can be exported: {known}"
+        f"{place}: llama.cpp has no tokenizer with {what}",
+        mend=f"SentencePiece's BPE and byte-level BPE like these can be exported: {known}",
     )

@@ -55,11 +55,14 @@ def write_gguf(
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(tokenizer.kind)
     writer.add_tokenizer_pre(tokenizer.procedure)
     writer.add_token_list(tokenizer.tokens)
     writer.add_token_types(tokenizer.types)
-    writer.add_token_merges(tokenizer.merges)
+    if tokenizer.kind == "llama":
+        writer.add_token_scores(tokenizer.scores)
+    else:
+        writer.add_token_merges(tokenizer.merges)
     adders = {
         "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id,
         "unk": writer.add_unk_token_id, "eot": writer.add_eot_token_id, "eom": writer.add_eom_token_id,
@@ -68,7 +71,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
         adders[kind](token)
     writer.add_add_bos_token(tokenizer.add_bos)
     writer.add_add_eos_token(tokenizer.add_eos)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(tokenizer.space_prefix)
     writer.add_chat_template(tokenizer.template)
 
 

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +24,18 @@ def check_target(target: Path, *, force: bool, mend: str = "give --force to repl
 
 @contextmanager
 def workplace(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target that is gone afterwards, whatever happens; a full disk is one clear line."""
+    """Give a folder beside the target that is gone afterwards, whatever happens; a full disk is one clear line.
+
+    What a killed process left there is removed.
+    """
+    work = target.with_name(f".{target.name}.part")
     try:
-        with tempfile.TemporaryDirectory(
-            dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
-        ) as work:
-            yield Path(work)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):  # None: numpy wrote less than it was given
             raise ModelError(f"{target.parent}: the disk is full", mend="free some space, and export again") from error
@@ -54,7 +60,6 @@ def refuse_if_failed(report: dict[str, Any], target: Path) -> None:
 def publish_folder(made: Path, target: Path, report: dict[str, Any]) -> None:
     """Move a whole folder to its place, with its report inside."""
     _write_json(made / "parity.json", report)
-    made.chmod(0o755)
     made.replace(target)
 
 

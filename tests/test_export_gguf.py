@@ -25,6 +25,7 @@ from edge_rag.models import open_generator
 
 EXPORTED = [
     ("llama", "smollm"), ("mistral", "gpt-2"), ("qwen2", "qwen2"), ("qwen3", "llama-bpe"), ("gemma3_text", "smaug-bpe"),
+    ("gemma3_text", "sentencepiece"), ("mistral", "sentencepiece prefix"),
 ]  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_a_model_in_f32_computes_what_the_original_does(model_type: str, procedu
     model = make_model(tmp_path / "model", model_type, procedure=procedure)
     report = export(model, tmp_path / "model.gguf")
     assert_exact(report)
-    assert report["source_tokenizer"] == procedure
+    assert report["source_tokenizer"] == ("default" if procedure.startswith("sentencepiece") else procedure)
     assert json.loads((tmp_path / "model.gguf.parity.json").read_text()) == report
     assert {p.name for p in tmp_path.iterdir()} - {"home"} == {"model", "model.gguf", "model.gguf.parity.json"}
 
@@ -133,7 +134,8 @@ def test_an_interrupted_export_leaves_nothing(llama: Path, tmp_path: Path, stage
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
-    out.mkdir()
+    (out / ".model.gguf.part").mkdir(parents=True)
+    (out / ".model.gguf.part" / "whole.gguf").write_text("what a killed export left")
     with pytest.raises(KeyboardInterrupt):
         export(llama, out / "model.gguf", "q8_0", progress=interrupt)
     assert list(out.iterdir()) == []
@@ -254,7 +256,7 @@ REFUSED = [
     (with_tokenizer(lambda t: t.update(pre_tokenizer={"type": "Whitespace"})), "no tokenizer with the steps Whitespace"),
     (with_tokenizer(lambda t: t["model"].update(ignore_merges=True)), "and ignore_merges"),
     (with_tokenizer(lambda t: t.update(normalizer={"type": "Lowercase"})), "the normalizer Lowercase"),
-    (with_tokenizer(lambda t: t["model"].update(byte_fallback=True)), "byte_fallback = True"),
+    (with_tokenizer(lambda t: t["model"].update(byte_fallback=True)), "byte_fallback and the step Digits"),
     (with_tokenizer(lambda t: t["added_tokens"][0].update(lstrip=True)), "takes white space with it, '<|endoftext|>'"),
     (with_tokenizer(lambda t: t["added_tokens"][0].update(id=5000)), "has 5001 tokens, and the model knows"),
     (with_tokenizer(lambda t: t["added_tokens"][0].update(content="<|im_end|>")), "two tokens of one text"),
@@ -284,6 +286,25 @@ def test_a_window_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> Non
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no folder"):
         export(tmp_path / "nothing", tmp_path / "model.gguf")
+
+
+def test_a_tokenizer_with_scores_needs_all_pairs_in_order(tmp_path: Path) -> None:
+    n = tiny_models.make_sentencepiece_like(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", chat_template="x")
+    (tmp_path / "config.json").write_text("{}")
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = content["model"]["merges"]
+    assert read_tokenizer(tmp_path, n).kind == "llama"
+    made = ["".join(pair) for pair in merges]
+    twice = next(i for i in range(len(made) - 1) if made[i] == made[i + 1])
+    for changed, reason in (
+        (merges[:twice] + merges[twice + 1 :], "are not among its merges"),
+        ([*merges[:twice], *merges[twice + 1 :], merges[twice]], "at two places in its merges"),
+    ):
+        content["model"]["merges"] = changed
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=reason):
+            read_tokenizer(tmp_path, n)
 
 
 # ---- the comparison finds what it is for

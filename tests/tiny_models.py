@@ -27,7 +27,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None, "head_dim": 32},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
-    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "num_hidden_layers": 7},
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 64,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 
@@ -83,6 +89,35 @@ def make_tokenizer(folder: Path, procedure: str = "smollm", **fields: Any) -> in
     return tokenizer.get_vocab_size()
 
 
+def make_sentencepiece_like(folder: Path, *, space_prefix: bool = False) -> int:
+    """Write a BPE as transformers makes it of a SentencePiece model: bytes for what is unknown, all pairs that make a token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=250, show_progress=False)
+    learner.train_from_iterator(TEXTS, trainer)
+    learnt = [token for token, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1])]
+    special = ["<|endoftext|>", "<unk>", "<|im_end|>", "<|im_start|>", "<pad>"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learnt]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [(t[:n], t[n:]) for t in learnt for n in range(1, len(t)) if t[:n] in vocab and t[n:] in vocab]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    replaced = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replaced]) if space_prefix else replaced
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    ids = [("<|endoftext|>", vocab["<|endoftext|>"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=ids)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<pad>", unk_token="<unk>",
+        chat_template="{{ bos_token }}" + TEMPLATE,
+    ).save_pretrained(folder)  # fmt: skip
+    return len(tokens)
+
+
 def make_model(
     folder: Path, model_type: str = "llama", *, procedure: str = "smollm", dtype: str = "float32", padding: int = 3,
     max_shard_size: str = "1GB", seed: int = 0, **config: Any,
@@ -94,7 +129,10 @@ def make_model(
 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    n_tokens = make_tokenizer(folder, procedure)
+    if procedure.startswith("sentencepiece"):
+        n_tokens = make_sentencepiece_like(folder, space_prefix=procedure.endswith("prefix"))
+    else:
+        n_tokens = make_tokenizer(folder, procedure)
     settings = {
         "vocab_size": n_tokens + padding, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.3,

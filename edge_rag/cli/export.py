@@ -35,7 +35,7 @@ def gguf(
 ) -> None:
     """Write a model as GGUF: weights, tokenizer, chat template, stop tokens.
 
-    Llama (SmolLM2), Mistral, Qwen2, Qwen3 and Gemma 3 with byte-level BPE; others are refused. The file appears when llama.cpp
+    Llama (SmolLM2), Mistral, Qwen2, Qwen3 and Gemma 3; others are refused. The file appears when llama.cpp
     has been found to compute with it what transformers computes with the original; if it is below a floor of its type, it
     does not. FILE.parity.json says how near it is.
 
@@ -130,7 +130,7 @@ def _print(report: dict[str, Any], json: bool) -> None:
     print(f"  compared as {report['type'].upper()} with the original in float32, at {report['positions']} positions")
     print(f"  {'':28}{'found':>10}{'floor':>10}")
     print(f"  {'cosine of the logits':28}{report['cosine_mean']:10.6f}{floors['cosine']:10}")
-    print(f"  {'same likeliest token':28}{report['top1']:10.4f}{floors['top1']:10}   {_ties(report)}")
+    print(f"  {'same likeliest token':28}{report['top1']:10.4f}{floors['top1']:10}{_ties(report)}")
     print(f"  {'KL divergence':28}{report['kl_mean']:10.6f}{floors['kl']:10}")
     print(
         f"  {'greedy answers, same until':28}{greedy['agreement']:10.4f}{'':10}   {greedy['whole']} of {greedy['prompts']} whole"
