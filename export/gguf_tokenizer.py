@@ -76,7 +76,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
     settings = read_json_if_there(folder / "special_tokens_map.json") | read_json_if_there(
         folder / "tokenizer_config.json"
     )
-    if (content.get("model") or {}).get("byte_fallback"):
+    _check_model(content, str(path))  # before the tokenizers package opens it, which some values make end the process
+    if content["model"].get("byte_fallback"):
         return _with_scores(_read_common(folder, content, settings, vocab_size, "default", ()), content, str(path))
     procedure, notes = _procedure_of(content, str(path))
     fields = _read_common(folder, content, settings, vocab_size, procedure.name, notes)
@@ -167,13 +168,17 @@ _STEP_MAKERS: dict[str, Any] = {
 }
 
 
-def _procedure_of(content: Mapping[str, Any], place: str) -> tuple[Procedure, tuple[str, ...]]:
+def _check_model(content: Mapping[str, Any], place: str) -> None:
     model = content.get("model") or {}
     if model.get("type") != "BPE":
         raise _unknown(place, f"a model of the type {model.get('type')}")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk"):
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _unknown(place, f"{key} = {model[key]!r}")
+
+
+def _procedure_of(content: Mapping[str, Any], place: str) -> tuple[Procedure, tuple[str, ...]]:
+    model = content["model"]
     normalizer = content.get("normalizer")
     if normalizer is not None and normalizer != {"type": "NFC"}:
         raise _unknown(place, f"the normalizer {normalizer.get('type')}")
@@ -240,9 +245,8 @@ def _merges_of(content: Mapping[str, Any], place: str) -> list[str]:
 def _with_scores(fields: GgufTokenizer, content: Mapping[str, Any], place: str) -> GgufTokenizer:
     """Complete the fields of a tokenizer that was a SentencePiece model, as those of Gemma and Mistral 7B were."""
     model = content["model"]
-    for key in ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise _unknown(place, f"byte_fallback and {key} = {model[key]!r}")
+    if model.get("ignore_merges"):
+        raise _unknown(place, "byte_fallback and ignore_merges")
     for step in _flat(content.get("pre_tokenizer"), "pretokenizers"):
         if step["type"] != "Split" or step["pattern"] != {"String": " "}:  # there are no spaces left to cut at
             raise _unknown(place, f"byte_fallback and the step {step['type']}")

@@ -23,6 +23,7 @@ from . import outputs, parity
 from .architectures import Shape, find_gguf
 from .gguf_tokenizer import NFC_NOTE, GgufTokenizer, build_tokenizer, composes
 from .model_folder import SINGLE
+from .sources import foreign
 
 
 def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progress | None = None) -> dict[str, Any]:
@@ -32,15 +33,17 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
     outputs.check_target(target, force=False, mend="give a folder that is not there yet")
     report = progress or _silent
     check_gguf(source)
-    reader = GGUFReader(source)
-    shape = read_shape(reader, str(source))
-    tokenizer = read_tokenizer_fields(reader, str(source))
+    with foreign(source):
+        reader = GGUFReader(source)
+        shape = read_shape(reader, str(source))
+        tokenizer = read_tokenizer_fields(reader, str(source))
+        rebuilt = build_tokenizer(tokenizer, str(source))
     from .hf_models import open_original, save_config, save_tokenizer
 
     with outputs.workplace(target) as work:
         made = work / "made"
         made.mkdir()
-        save_tokenizer(made, build_tokenizer(tokenizer, str(source)), tokenizer, shape.context)
+        save_tokenizer(made, rebuilt, tokenizer, shape.context)
         save_config(made, shape, tokenizer)
         tensors = {}
         for done, (name, values) in enumerate(_values(reader, shape, str(source)), start=1):

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 from tokenizers import Tokenizer
-
-from edge_rag.errors import ModelError
 
 from .architectures import Shape
 from .gguf_tokenizer import GgufTokenizer, open_tokenizer
@@ -25,24 +22,21 @@ transformers.utils.logging.disable_progress_bar()
 
 def full_config(folder: Path) -> dict[str, Any]:
     """Return a config.json with the defaults of its architecture, as transformers 5 names them."""
-    config: dict[str, Any] = _opened(folder, lambda: transformers.AutoConfig.from_pretrained(folder)).to_dict()
+    config: dict[str, Any] = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     return config
 
 
 def open_original(folder: Path, *, lora: Path | None = None, threads: int = 0) -> Original:
     """Open a model in float32, with an adapter as peft applies it."""
-    model = _opened(
-        folder,
-        lambda: transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        ),
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     )
     if lora is not None:
         import peft
 
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
-            model = _opened(lora, lambda: peft.PeftModel.from_pretrained(model, lora))
-    chat = _opened(folder, lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            model = peft.PeftModel.from_pretrained(model, lora)
+    chat = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def render(messages: list[dict[str, str]]) -> str:
         text: str = chat.apply_chat_template(
@@ -97,11 +91,3 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, fields: GgufTokenizer, co
         clean_up_tokenization_spaces=False,
         **names,
     ).save_pretrained(folder)
-
-
-def _opened(folder: Path, opening: Callable[[], Any]) -> Any:
-    try:
-        return opening()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"transformers cannot open {folder}: {reason}", mend="copy the folder again") from error

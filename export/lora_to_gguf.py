@@ -10,10 +10,11 @@ from edge_rag.interfaces import Progress
 
 from . import outputs, parity
 from .adapters import Adapter, check_fits, read_adapter
-from .architectures import Shape, find_hf, shape_of
-from .gguf_tokenizer import NFC_NOTE, read_tokenizer
+from .architectures import Shape
+from .gguf_tokenizer import NFC_NOTE
 from .gguf_writer import write_gguf
-from .model_folder import ModelFolder, to_numpy
+from .model_folder import to_numpy
+from .sources import foreign, read_source
 
 
 def export_lora(
@@ -35,20 +36,18 @@ def export_lora(
                 f"{adapter_folder} names {adapter.base!r} as its base, which is no folder here",
                 mend="give it with --base",
             )
-    folder = ModelFolder(base)
-    place = str(base / "config.json")
-    find_hf(folder.config, place)
-    from .hf_models import full_config, open_original
+    source = read_source(base)
+    folder, shape, tokenizer = source.folder, source.shape, source.tokenizer
+    from .hf_models import open_original
 
-    shape = shape_of(full_config(base), place)
-    tokenizer = read_tokenizer(base, shape.vocab)
     check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(base))
     with outputs.workplace(target) as work:
         made, plain = work / "adapter.gguf", work / "base.gguf"
         write_adapter(adapter, shape, made)
         write_gguf(folder, shape, tokenizer, plain, dtype="f32", name=base.resolve().name, progress=report)
         report("compare", 0, 0, "opening the original")
-        original = open_original(base, lora=adapter_folder, threads=threads)
+        with foreign(base):
+            original = open_original(base, lora=adapter_folder, threads=threads)
         with parity.Export(plain, "f16", lora=made, threads=threads) as export:
             report("compare", 0, 0, "logits and tokens")
             found = parity.compare(original, export, stop_ids=tokenizer.stop_ids, composes=NFC_NOTE in tokenizer.notes)

@@ -9,10 +9,9 @@ from edge_rag.models.quantise import requantize
 
 from . import outputs, parity
 from .adapters import check_fits, read_adapter
-from .architectures import find_hf, shape_of
-from .gguf_tokenizer import NFC_NOTE, GgufTokenizer, read_tokenizer
+from .gguf_tokenizer import NFC_NOTE, GgufTokenizer
 from .gguf_writer import write_gguf
-from .model_folder import ModelFolder
+from .sources import foreign, read_source
 
 TYPES = tuple(parity.FLOORS)
 WRITTEN_DIRECTLY = ("f32", "f16")
@@ -31,12 +30,10 @@ def export_gguf(
         raise UsageError(f"{quantised_type!r} is no type to export", mend=f"use one of {', '.join(TYPES)}")
     outputs.check_target(target, force=force)
     report = progress or _silent
-    folder = ModelFolder(model)
-    find_hf(folder.config, str(model / "config.json"))  # before transformers looks at it
-    from .hf_models import full_config, open_original
+    source = read_source(model)
+    folder, shape, tokenizer = source.folder, source.shape, source.tokenizer
+    from .hf_models import open_original
 
-    shape = shape_of(full_config(model), str(model / "config.json"))
-    tokenizer = read_tokenizer(model, shape.vocab)
     adapter = read_adapter(lora) if lora is not None else None
     if adapter is not None:
         check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(model))
@@ -61,7 +58,8 @@ def export_gguf(
             requantize(whole, made, quantised_type.upper())
             whole.unlink()
         report("compare", 0, 0, "opening the original")
-        original = open_original(model, lora=lora, threads=threads)
+        with foreign(model):
+            original = open_original(model, lora=lora, threads=threads)
         found = _compared(original, made, quantised_type, tokenizer, timed=timed, threads=threads, progress=report)
         found = {"file": target.name, "type": quantised_type, "source": name, "size_bytes": made.stat().st_size,
                  "source_size_bytes": folder.size_bytes(), "source_tokenizer": tokenizer.procedure} | found  # fmt: skip

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from edge_rag.export.gguf_tokenizer import read_tokenizer
 from edge_rag.export.gguf_writer import write_gguf
 from edge_rag.export.hf_models import full_config, open_original
 from edge_rag.export.model_folder import ModelFolder
+from edge_rag.export.sources import read_source
 from edge_rag.export.to_gguf import export_gguf
 from tiny_models import edit_json, make_adapter, make_model
 
@@ -148,6 +151,7 @@ def test_a_full_disk_is_one_clear_line(llama: Path, tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from edge_rag.export.sources import read_source
 from edge_rag.export.to_gguf import export_gguf
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
@@ -275,6 +279,40 @@ def test_what_llama_cpp_would_not_do_alike_is_refused(copy: Path, tmp_path: Path
     assert refused.value.mend
     assert "\n" not in str(refused.value)
     assert list(out.iterdir()) == []
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key in list(value) if isinstance(value, dict) else range(min(1, len(value))) if isinstance(value, list) else ():
+        yield (*place, key)
+        if key != "vocab":
+            yield from places_in(value[key], (*place, key))
+
+
+def test_wrong_values_anywhere_are_one_clear_line_or_do_no_harm(copy: Path) -> None:
+    files = [
+        copy / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    ]
+    whole = {path: path.read_text(encoding="utf-8") for path in files}
+    changes = [
+        (path, place, value)
+        for path in files
+        for place in places_in(json.loads(whole[path]))
+        for value in (None, 0, -1, "x", [], {}, 1e9, [["a"]])
+    ]
+    n_refused = 0
+    for path, place, value in random.Random(0).sample(changes, 100):
+        content = json.loads(whole[path])
+        inner = content
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        path.write_text(json.dumps(content))
+        try:
+            read_source(copy)
+        except ModelError:
+            n_refused += 1
+        path.write_text(whole[path])
+    assert n_refused > 20
 
 
 def test_a_window_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
