@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from edge_rag.errors import UsageError
+from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Progress
 from edge_rag.models.quantise import requantize
 
@@ -55,7 +55,13 @@ def export_gguf(
         if quantised_type not in WRITTEN_DIRECTLY:
             report("quantise", 0, 0, quantised_type)
             made = work / "quantised.gguf"
-            requantize(whole, made, quantised_type.upper())
+            try:
+                requantize(whole, made, quantised_type.upper())
+            except ModelError as error:
+                raise ModelError(
+                    f"{model} could not be quantised to {quantised_type.upper()}",
+                    mend=f"check the free space in {target.parent}, and export again",
+                ) from error
             whole.unlink()
         report("compare", 0, 0, "opening the original")
         with foreign(model):
