@@ -8,7 +8,7 @@ step models pull smollm2-135m-instruct
 step sync "$samples"
 step list
 step search "Who may open the west door?" -k 2
-step ask "What did the repair of the lantern roof cost?"
+step ask "What does it cost to change the lock if key 7 is lost?"
 step ask "Who is the skipper of the Lady Corrie?"
 step ask "How many steps lead up to the gallery?"
 step ask "What is the capital of Mongolia?"
