@@ -21,7 +21,7 @@ from edge_rag.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class Settings:
     library: str = "default"  # a name, or a folder (anything with a path separator in it)
-    embedder: str = "all-minilm-l6-v2"  # catalog name; a library keeps the one that it was made with
+    embedder: str = "all-minilm-l6-v2"  # catalog name, or the folder of an exported one; a library keeps its own
     generator: str = (
         "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     )

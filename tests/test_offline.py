@@ -54,6 +54,20 @@ CASES: dict[str, tuple[list[str], int]] = {
     "eval search": (["{set}", "--json"], 0),
     "export gguf": (["{home}/tiny", "-o", "{home}/tiny.gguf", "--type", "f32", "--json"], 0),
     "export hf": (["{home}/tiny.gguf", "-o", "{home}/tiny-back", "--json"], 0),
+    "export onnx": (
+        [
+            "{home}/tiny-encoder",
+            "-o",
+            "{home}/tiny-onnx",
+            "--role",
+            "selector",
+            "--precision",
+            "fp32",
+            "--untimed",
+            "--json",
+        ],
+        0,
+    ),
     "export lora": (["{home}/tiny-lora", "-o", "{home}/tiny-lora.gguf", "--untimed"], 0),
 }
 # Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes.
@@ -108,6 +122,9 @@ def test_the_block_works(home: Path) -> None:
 
 def test_every_command_runs_with_sockets_blocked(home: Path, default_models: Path) -> None:
     make_adapter(home / "tiny-lora", make_model(home / "tiny"))
+    import tiny_encoders  # loads torch
+
+    tiny_encoders.save(home / "tiny-encoder", "bert", n_labels=1)
     (home / "models").symlink_to(default_models, target_is_directory=True)
     for command, (args, expected) in CASES.items():
         places = {

@@ -21,8 +21,8 @@ from edge_rag.errors import LibraryError, UsageError
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.library import Library
 from edge_rag.models import catalog, locate_embedder, locate_generator, store
-from edge_rag.models.embedder import embedder_files
 from edge_rag.models.gguf_file import check_gguf
+from edge_rag.models.onnx_folder import folder_files
 from edge_rag.settings import Settings
 
 _LICENCE_FILE = Path(__file__).with_name("Apache-2.0.txt")
@@ -129,7 +129,7 @@ def _library(contents: Contents) -> list[Ingredient]:
 def _embedder(embedder: Embedder, folder: Path) -> list[Ingredient]:
     entry = catalog.find(embedder.name)
     licence, source = (entry.licence, entry.source) if entry else ("unknown", "")
-    files = embedder_files(folder)
+    files = folder_files(folder, "embedder")
     card = folder / "README.md"
     return [
         Ingredient(EMBEDDER_FOLDER + path.name, "embedder", path, licence, source)

@@ -185,13 +185,13 @@ class Bundle:
         db.deserialize(self.bytes_of(part))
         return db
 
-    def _embedder(self, name: str, settings: Settings) -> Embedder:
+    def _embedder(self, name: str, fingerprint: str, settings: Settings) -> Embedder:
         from edge_rag.models.embedder import OnnxEmbedder
 
         parts = self.proved("embedder")
         files = {part.name.removeprefix(EMBEDDER_FOLDER): self.bytes_of(part) for part in parts}
         try:
-            return OnnxEmbedder(files, threads=settings.threads)
+            return OnnxEmbedder(files, threads=settings.threads, fingerprint=fingerprint)
         except ModelError as error:
             raise IntegrityError(f"{self.path}: {error.message}", mend=error.mend) from error
 

@@ -23,7 +23,7 @@ from edge_rag.cli.common import (
     settings_of,
     shown_path,
 )
-from edge_rag.settings import libraries_dir, library_path
+from edge_rag.settings import Settings, libraries_dir, library_path
 
 if TYPE_CHECKING:
     from edge_rag.library import IngestReport, SyncReport
@@ -177,7 +177,7 @@ def doctor(
 
     settings = settings_of(context)
     findings = diagnose(library_path(settings.library), deep=deep, repair=repair, settings=settings)
-    machine = {"index": describe_index(library_path(settings.library)), **_machine(settings.generator)}
+    machine = {"index": describe_index(library_path(settings.library)), **_machine(settings)}
     bad = [f for f in findings if f.severity == "error"]
     if json:
         print_json({"ok": not bad, "findings": findings, "machine": machine})
@@ -249,16 +249,34 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _machine(generator: str) -> dict[str, str]:
-    """Return what answers depend on: kernel, cores, language model."""
+def _machine(settings: Settings) -> dict[str, str]:
+    """Return what answers depend on: kernel, cores, embedder, language model."""
     from edge_rag.index import simd_kernel
     from edge_rag.models import catalog, has_llama_cpp, store
     from edge_rag.models.cores import usable_cores
 
+    generator = settings.generator
     if not has_llama_cpp():
         model = "no llama.cpp here, so answers are extracts; for more: pip install 'edge-rag[llm]'"
     elif catalog.find(generator) and store.read_manifest(generator) is None:
         model = f"{generator} is not here; run: edge-rag models pull {generator}"
     else:
         model = generator
-    return {"index kernel": simd_kernel(), "cores for models": str(usable_cores()), "generator": model}
+    return {
+        "index kernel": simd_kernel(), "cores for models": str(usable_cores()),
+        "embedder": _embedder(settings.embedder), "generator": model,
+    }  # fmt: skip
+
+
+def _embedder(name: str) -> str:
+    """Say which precision of the embedder suits this machine; measured for two seconds the first time."""
+    from edge_rag.errors import ModelError
+    from edge_rag.models import locate_embedder
+    from edge_rag.models.onnx_folder import read_folder
+    from edge_rag.models.precision import probe
+
+    try:
+        choice = probe(read_folder(locate_embedder(name), "embedder"))
+    except ModelError as error:
+        return f"{name}: {error}"
+    return f"{name}, {choice.precision}: {choice.why}"

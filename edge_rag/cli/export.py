@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_rag.cli import export_onnx
 from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
 
 app = typer.Typer(
@@ -106,6 +107,9 @@ def lora(
         progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
+
+
+app.command()(export_onnx.onnx)
 
 
 def _check_extras() -> None:

@@ -76,12 +76,13 @@ class _Models:
     def __init__(self, settings: Settings, embedder: Embedder | None) -> None:
         self.settings = settings
         self._embedder = embedder
+        self.given = embedder is not None
 
-    def open(self, name: str) -> Embedder:
+    def open(self, name: str, fingerprint: str) -> Embedder:
         if self._embedder is None:
             from edge_rag.models import open_embedder  # loads onnxruntime
 
-            self._embedder = open_embedder(name, threads=self.settings.threads)
+            self._embedder = open_embedder(name, threads=self.settings.threads, fingerprint=fingerprint)
         return self._embedder
 
 
@@ -249,7 +250,7 @@ def _model_findings(library: Path, db: sqlite3.Connection, deep: bool, mend: str
         return
     if deep and fingerprint:
         try:
-            embedder = models.open(name)
+            embedder = models.open(name, fingerprint)
         except ModelError as error:
             yield Finding(
                 "warning",
@@ -400,7 +401,7 @@ def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list
     if not everything:
         return []
     try:
-        embedder = models.open(name)
+        embedder = models.open(name, fingerprint)
     except ModelError:
         if bad:
             raise
@@ -423,7 +424,12 @@ def _embed_again(library: Path, db: sqlite3.Connection, models: _Models) -> list
                 key = store.embed_key(text, embedder.fingerprint)
                 db.execute("UPDATE chunks SET embed_key = ? WHERE id = ?", (key, chunk_id))
     with transaction(db):
-        schema.set_meta(db, embedder_name=embedder.name, embedder_fingerprint=embedder.fingerprint, dim=embedder.dim)
+        schema.set_meta(
+            db,
+            embedder_name=embedder.name if models.given else name,
+            embedder_fingerprint=embedder.fingerprint,
+            dim=embedder.dim,
+        )
     return [Finding("mended", f"vectors of {len(bad)} chunks were made anew")]
 
 

@@ -67,7 +67,8 @@ class Library:
         self.path = path
         self._settings = settings
         self._embedder = embedder
-        self._open_embedder: Callable[[str, Settings], Embedder] = _open_embedder
+        self._embedder_given = embedder is not None
+        self._open_embedder: Callable[[str, str, Settings], Embedder] = _open_embedder
         self._embedder_checked = False
         self._lock = threading.RLock()  # guards what follows
         self._reader: sqlite3.Connection | None = None
@@ -113,7 +114,7 @@ class Library:
         index: "NativeIndex | None",
         *,
         settings: Settings,
-        open_embedder: Callable[[str, Settings], Embedder],
+        open_embedder: Callable[[str, str, Settings], Embedder],
     ) -> Self:
         """Take over a database and its index that lie in the file `path`, a bundle, where nobody can change them."""
         library = cls(path, settings, None)
@@ -286,7 +287,13 @@ class Library:
 
         with self._lock:
             self._let_go()
-        return diagnose(self.path, deep=deep, repair=repair, settings=self._settings, embedder=self._embedder)
+        return diagnose(
+            self.path,
+            deep=deep,
+            repair=repair,
+            settings=self._settings,
+            embedder=self._embedder if self._embedder_given else None,
+        )
 
     # --- searching ---
 
@@ -344,7 +351,7 @@ class Library:
                         schema.get_meta(db, "embedder_name"),
                         schema.get_meta(db, "embedder_fingerprint"),
                     )
-                embedder = self._embedder or self._open_embedder(name, self._settings)
+                embedder = self._embedder or self._open_embedder(name, fingerprint, self._settings)
                 if fingerprint and embedder.fingerprint != fingerprint:
                     raise LibraryError(
                         f"{self.path}: made with the embedder {name} ({fingerprint[:12]}), and not with the one here:"
@@ -364,6 +371,9 @@ class Library:
     def _create(self) -> None:
         """Make an empty library. Killed half way, it is no library yet and the next call finishes it."""
         _refuse_foreign_folder(self.path)
+        from edge_rag.models import lasting_embedder_name
+
+        embedder = self._embedder.name if self._embedder else lasting_embedder_name(self._settings.embedder)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -377,8 +387,7 @@ class Library:
                     schema.migrate(db, self.path)
                     with transaction(db):
                         if not schema.get_meta(db, "embedder_name"):
-                            name = self._embedder.name if self._embedder else self._settings.embedder
-                            schema.set_meta(db, embedder_name=name, chunk_tokens=self._settings.chunk_tokens)
+                            schema.set_meta(db, embedder_name=embedder, chunk_tokens=self._settings.chunk_tokens)
             finally:
                 db.close()
 
@@ -458,7 +467,8 @@ class Library:
             model = self.embedder
             if not schema.get_meta(db, "embedder_fingerprint"):
                 with transaction(db):
-                    schema.set_meta(db, embedder_name=model.name, embedder_fingerprint=model.fingerprint, dim=model.dim)
+                    name = model.name if self._embedder_given else schema.get_meta(db, "embedder_name")
+                    schema.set_meta(db, embedder_name=name, embedder_fingerprint=model.fingerprint, dim=model.dim)
             return model
 
         return Ingest(
@@ -523,10 +533,10 @@ def list_libraries(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir() if _has_database(child)) if folder.is_dir() else []
 
 
-def _open_embedder(name: str, settings: Settings) -> Embedder:
+def _open_embedder(name: str, fingerprint: str, settings: Settings) -> Embedder:
     from edge_rag.models import open_embedder  # loads onnxruntime
 
-    return open_embedder(name, threads=settings.threads)
+    return open_embedder(name, threads=settings.threads, fingerprint=fingerprint)
 
 
 def _has_database(path: Path) -> bool:

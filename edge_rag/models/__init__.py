@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "has_llama_cpp",
+    "lasting_embedder_name",
     "locate_embedder",
     "locate_generator",
     "open_embedder",
@@ -27,11 +28,23 @@ __all__ = [
 _PACKAGED = Path(__file__).parent / "data"
 
 
-def open_embedder(name: str, *, threads: int = 0) -> "OnnxEmbedder":
-    """Open a packaged embedder by name, or one that `export` made, by its folder. `threads` 0: all usable cores."""
+def open_embedder(name: str, *, threads: int = 0, fingerprint: str = "") -> "OnnxEmbedder":
+    """Open a packaged embedder by name, or one that `export` made, by its folder. `threads` 0: all usable cores.
+
+    `fingerprint`: of the embedder that a library was made with. Where there are two precisions, it says which one.
+    """
     from edge_rag.models.embedder import OnnxEmbedder
 
-    return OnnxEmbedder(locate_embedder(name), threads=threads)
+    return OnnxEmbedder(locate_embedder(name), threads=threads, fingerprint=fingerprint)
+
+
+def lasting_embedder_name(name: str) -> str:
+    """Return what opens the same embedder from any folder, for a library to keep; ModelError if there is none."""
+    from edge_rag.models.onnx_folder import read_folder
+
+    folder = locate_embedder(name)
+    read_folder(folder, "embedder")
+    return str(folder.absolute()) if _is_path(name) else name
 
 
 def locate_embedder(name: str) -> Path:

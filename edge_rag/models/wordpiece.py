@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from edge_rag.errors import ModelError
+from edge_rag.errors import ModelError, UsageError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_CHARS = 100  # longer words are unknown: BERT's own rule
@@ -24,6 +24,8 @@ _CACHED_WORD_CHARS = 48
 
 class WordPiece:
     """The tokenizer of one vocabulary. Not safe to share between threads."""
+
+    n_special = 2  # [CLS] and [SEP] stand around a text
 
     def __init__(self, tokens: Sequence[str]) -> None:
         """`tokens` is the vocabulary in the order of its ids."""
@@ -48,17 +50,14 @@ class WordPiece:
         """Return [CLS] text [SEP], the text cut so that there are at most `max_tokens` ids in all."""
         return [self.cls_id, *islice(self._ids(text), max(0, max_tokens - 2)), self.sep_id]
 
-    def encode_pair(self, first: str, second: str, max_tokens: int) -> tuple[list[int], list[int]]:
-        """Return the ids of [CLS] first [SEP] second [SEP] and their segment ids, 0 and 1.
+    def encode_pair(self, question: str, passage: str, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Return the ids of [CLS] question [SEP] passage [SEP] and their segment ids, 0 and 1.
 
-        Where they are too long together, the longer of the two is cut first.
+        The passage is cut so that there are at most `max_tokens` in all, never the question.
         """
-        head, tail = list(self._ids(first)), list(self._ids(second))
-        room = max(0, max_tokens - 3)
-        if len(head) + len(tail) > room:
-            for_shorter = min(len(head), len(tail), room // 2)
-            for_head = room - for_shorter if len(head) > len(tail) else for_shorter
-            del head[for_head:], tail[room - for_head :]
+        head = list(self._ids(question))
+        check_room(len(head), max_tokens, 3)
+        tail = list(islice(self._ids(passage), max_tokens - 3 - len(head)))
         ids = [self.cls_id, *head, self.sep_id, *tail, self.sep_id]
         return ids, [0] * (len(head) + 2) + [1] * (len(tail) + 1)
 
@@ -79,6 +78,16 @@ class WordPiece:
         # BERT drops these and so joins what they stand between; str.split would take some of them for separators
         words = _CONTROLS.sub("", text).split()
         return chain.from_iterable(map(self._words.__getitem__, words))
+
+
+def check_room(n_question: int, max_tokens: int, n_special: int) -> None:
+    """Raise UsageError where a question leaves no token to a passage."""
+    room = max_tokens - n_special - 1
+    if n_question > room:
+        raise UsageError(
+            f"the question has {n_question} tokens; with a passage beside it the model reads {max(0, room)}",
+            mend="ask a shorter question",
+        )
 
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")

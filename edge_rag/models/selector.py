@@ -1,0 +1,44 @@
+"""How well passages fit a question, by a cross-encoder that `edge-rag export onnx --role selector` made."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_rag.models.cores import usable_cores
+from edge_rag.models.onnx_folder import Files, read_folder, run_each
+from edge_rag.models.precision import choose
+
+
+class OnnxScorer:
+    """Scores pairs of a question and a passage. A threshold for its scores belongs to one fingerprint."""
+
+    def __init__(self, files: Files, *, threads: int = 0, precision: str = "") -> None:
+        """`precision` "": the one that suits this machine, where both are there."""
+        folder = read_folder(files, "selector")
+        self.precision = precision or choose(folder).precision
+        self.name = folder.name
+        self.fingerprint = folder.fingerprint(self.precision)
+        self.max_tokens = folder.max_tokens  # of question, passage and special tokens together
+        self._tokenizer, self._session = folder.open(self.precision)
+        self._takes_segments = any(value.name == "token_type_ids" for value in self._session.get_inputs())
+        self._threads = usable_cores(threads)
+
+    def score(self, question: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return (n,) float32: the model's logit for each text, higher is better.
+
+        Texts are cut where they are too long beside the question. The question is never cut: UsageError if it leaves
+        no room.
+        """
+        pairs = [self._tokenizer.encode_pair(question, text, self.max_tokens) for text in texts]
+        scores = np.empty(len(texts), dtype=np.float32)
+
+        def run(row: int) -> None:
+            ids, segments = pairs[row]
+            inputs = {"input_ids": np.array([ids], dtype=np.int64)}
+            if self._takes_segments:
+                inputs["token_type_ids"] = np.array([segments], dtype=np.int64)
+            scores[row] = self._session.run(["logit"], inputs)[0][0, 0]
+
+        run_each(run, [len(ids) for ids, _ in pairs], self._threads)
+        return scores
