@@ -14,6 +14,7 @@ times as long to load, and loses more accuracy, because two things can only be d
 inside) and as a cross-encoder with one logit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ SMOOTH_WEIGHT = 0.7  # how much of an outlier goes from the activations into the
 SMOOTH_LIMIT = 3.0  # activations after GELU are mostly below this; larger ones are scaled down to it
 
 
-class Graph:
+class Graph(ABC):
     """Builds the graph of one encoder. Values inside are (1, tokens, channels)."""
 
     norm_eps: float
@@ -44,13 +45,13 @@ class Graph:
         self.constants: list[onnx.TensorProto] = []
         self.inputs = ["input_ids"]
 
+    @abstractmethod
     def encode(self) -> str:
         """Return the last hidden state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, x: str) -> str:
         """Return what stands before the last layer of the classifier, (1, channels)."""
-        raise NotImplementedError
 
     def embedder(self, pooling: str) -> onnx.ModelProto:
         x = self.encode()

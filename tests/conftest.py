@@ -1,9 +1,10 @@
 """Fixtures of all rooms: every test has its own home, and the real generator is pulled once for each machine."""
 
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -49,3 +50,18 @@ def generator_file() -> Iterator[Path]:
 def default_models(generator_file: Path) -> Path:
     """The folder that the default models lie in, as settings.models_dir() would name it."""
     return generator_file.parent.parent
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """write(rows...) makes JSON lines, write(document=...) one JSON document, write(raw=...) what it is given."""
+
+    def write_file(*rows: object, name: str = "file", document: object = None, raw: bytes | None = None) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if raw is None and document is not None:
+            raw = json.dumps(document, indent=1).encode()
+        path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() if raw is None else raw)
+        return path
+
+    return write_file
