@@ -163,6 +163,16 @@ def test_an_arm_that_no_question_can_have_is_refused(question_file: Path, tmp_pa
         run(question_file, "--arm", "given", "--generator", "extractive", "--out", tmp_path / "run")
 
 
+def test_a_command_that_could_not_begin_does_not_bar_the_corrected_one(question_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(EdgeRagError):
+        run(question_file, "--arm", "closed", "--lora", question_file, "--out", folder)
+    with pytest.raises(UsageError, match="no question of the set"):
+        run(question_file, "--arm", "given", "--generator", "extractive", "--out", folder)
+    run(question_file, "--arm", "gold", "--generator", "extractive", "--out", folder)
+    assert read_run(folder).config["arm"] == "gold"
+
+
 def test_reading_an_unfinished_run_names_the_command_that_finishes_it(question_file: Path, tmp_path: Path) -> None:
     run(question_file, "--arm", "gold", "--generator", "extractive", "--out", tmp_path / "run")
     (tmp_path / "run" / SUMMARY).unlink()

@@ -69,17 +69,21 @@ def evaluate(
     progress: Progress | None = None,
 ) -> list[Run]:
     """Run every arm, each into its folder. Finished ones are read, begun ones are gone on with."""
+    configs = dict[Arm, dict[str, Any]]()
     with ExitStack() as locks:
         for arm, folder in arms.items():
             _make(folder)
             locks.enter_context(writer_lock(folder, "eval run"))
-            _begin(folder, _config(question_set, arm, plan, part, limit, command))
+            configs[arm] = _config(question_set, arm, plan, part, limit, command)
+            _check_begun(folder, configs[arm])
         open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
         if open_arms:
             with closing(open_answerer(plan.who)) as answerer:
                 cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress)
                 for arm in open_arms:
-                    spent = _answer(arms[arm], arm, cases[arm], answerer, plan, evidence.threshold(embedder), progress)
+                    spent = _answer(
+                        arms[arm], configs[arm], cases[arm], answerer, plan, evidence.threshold(embedder), progress
+                    )
                     _finish(arms[arm], arm, cases[arm], plan, spent, progress)
     return [read_run(folder) for folder in arms.values()]
 
@@ -121,11 +125,10 @@ def _make(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def _begin(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the folder's config, or check that it is the one that was begun there."""
+def _check_begun(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that what the folder holds answers to was asked for in the same way."""
     path = folder / CONFIG
     if not path.is_file():
-        _write(path, config)
         return
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +144,7 @@ def _begin(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _answer(
     folder: Path,
-    arm: Arm,
+    config: Mapping[str, Any],
     cases: Sequence[Case],
     answerer: Answerer,
     plan: Plan,
@@ -150,8 +153,12 @@ def _answer(
 ) -> "Spent":
     """Answer what has no prediction yet, and store each answer as it comes."""
     if not cases:
-        raise UsageError(f"no question of the set has what the arm {arm} needs", mend="choose another arm or set")
+        raise UsageError(
+            f"no question of the set has what the arm {config['arm']} needs", mend="choose another arm or set"
+        )
     known = {p.id for p in _whole_predictions(folder)}
+    if not (folder / CONFIG).is_file():  # not before all that could be wrong with the command has been found
+        _write(folder / CONFIG, config)
     todo = [case for case in cases if case.question.id not in known]
     done, n_tokens, start = len(known), 0, time.perf_counter()
     with (folder / PREDICTIONS).open("a", encoding="utf-8", newline="\n") as file:
@@ -162,7 +169,7 @@ def _answer(
             _append(file, prediction, folder)
             done, n_tokens = done + 1, n_tokens + reply.prompt_tokens + reply.answer_tokens
             if progress:
-                progress(f"answers, {arm}", done, len(cases), " ".join(prediction.answer.split())[:60])
+                progress(f"answers, {config['arm']}", done, len(cases), " ".join(prediction.answer.split())[:60])
 
         answerer.answer(todo, plan.choice.answer_tokens, store)
     return Spent(time.perf_counter() - start, n_tokens)
