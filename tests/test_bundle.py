@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from edge_rag.answering import Assistant, retrieve
-from edge_rag.bundle import Bundle, build, make_keys, opened, verify
+from edge_rag.bundle import Bundle, opened
+from edge_rag.bundle.build import build
 from edge_rag.bundle.container import Trailer, directory_bytes, directory_size, header_bytes, place
 from edge_rag.bundle.contents import relative_paths
+from edge_rag.bundle.signing import make_keys
+from edge_rag.bundle.verify import verify
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, UsageError
 from edge_rag.library import Filters, Library
 from edge_rag.settings import Settings, cache_dir

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_rag.bundle import Bundle, build, verify
+from edge_rag.bundle import Bundle
+from edge_rag.bundle.build import build
 from edge_rag.bundle.container import TRAILER_BYTES, Trailer, directory_bytes, place
 from edge_rag.bundle.manifest import is_safe_name
+from edge_rag.bundle.verify import verify
 from edge_rag.errors import IntegrityError
 from edge_rag.library import Library
 from edge_rag.settings import Settings

@@ -5,7 +5,8 @@ import mmap
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,9 @@ class Bundle:
         self._view = memoryview(mapping)
         self._state = state
         self._library: Library | None = None
+        self._beside = ThreadPoolExecutor(
+            2
+        )  # for hashing and for what may be done after the answer; starts no thread yet
 
     @classmethod
     def open(cls, path: Path, *, trusted_key: str = "") -> Self:
@@ -91,15 +95,17 @@ class Bundle:
         """Return the bundle's library, which cannot be changed. It is closed with the bundle."""
         if self._library is None:
             settings = settings or Settings()
-            index = self._index()
-            try:
+            with ExitStack() as undo:
+                opening = self._beside.submit(
+                    self._index
+                )  # what takes time is hashing: the index and the database at once
+                undo.callback(_close_index, opening)
+                database = self._database()
+                undo.callback(database.close)
                 self._library = Library.of_parts(
-                    self.path, self._database(), index, settings=settings, open_embedder=self._embedder
+                    self.path, database, opening.result(), settings=settings, open_embedder=self._embedder
                 )
-            except BaseException:
-                if index is not None:
-                    index.close()
-                raise
+                undo.pop_all()
         return self._library
 
     def assistant(self, settings: Settings | None = None) -> Assistant:
@@ -124,6 +130,7 @@ class Bundle:
         if self._library is not None:
             self._library.close()
             self._library = None
+        self._beside.shutdown()
         self._view = memoryview(b"")  # the mapping goes with the last view of it
 
     def __enter__(self) -> Self:
@@ -150,7 +157,7 @@ class Bundle:
 
     def extracted(self, role: Role) -> Path | None:
         part = self.manifest.part(role)
-        return extracted(self.path, self._view, part) if part else None
+        return extracted(self.path, self._view, part, self._beside) if part else None
 
     def _database(self) -> sqlite3.Connection:
         part = self.manifest.part("library")
@@ -175,14 +182,19 @@ class Bundle:
         if part.size <= LARGEST_IN_MEMORY:
             return None
         with suppress(LibraryError):
-            uri = extracted(self.path, self._view, part).absolute().as_uri() + "?mode=ro&immutable=1"
+            uri = extracted(self.path, self._view, part, self._beside).absolute().as_uri() + "?mode=ro&immutable=1"
             return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         return None
 
     def _database_in_memory(self, part: Part) -> sqlite3.Connection:
-        self.proved("library")
+        proof = self._beside.submit(self.proved, "library")
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        db.deserialize(self.bytes_of(part))
+        try:
+            db.deserialize(self.bytes_of(part))  # copied while it is hashed; nothing is read before both are done
+            proof.result()
+        except BaseException:
+            db.close()
+            raise
         return db
 
     def _embedder(self, name: str, fingerprint: str, settings: Settings) -> Embedder:
@@ -204,6 +216,11 @@ class Bundle:
             except IntegrityError as error:
                 raise broken(self.path, error.message) from error
         return None
+
+
+def _close_index(opening: "Future[NativeIndex | None]") -> None:
+    if opening.exception() is None and (index := opening.result()) is not None:
+        index.close()
 
 
 def check_key(path: Path, trailer: Trailer, trusted_key: str) -> None:

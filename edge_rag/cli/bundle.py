@@ -50,7 +50,7 @@ def build(
 
     Example: edge-rag bundle build default -o notes.erag --max-size 500MB
     """
-    from edge_rag.bundle import build as build_bundle
+    from edge_rag.bundle.build import build as build_bundle
 
     settings = settings_of(context, generator=generator, lora=lora, passages=passages)
     manifest = build_bundle(
@@ -92,7 +92,7 @@ def verify(context: typer.Context, file: File, trusted_key: TrustedKey = None, j
 
     Example: edge-rag bundle verify notes.erag --trusted-key publisher.pub
     """
-    from edge_rag.bundle import verify as verify_bundle
+    from edge_rag.bundle.verify import verify as verify_bundle
 
     with open_bundle(context, file, trusted_key=trusted_key) as (bundle, settings):
         verify_bundle(bundle, progress=progress_of(context))
@@ -129,7 +129,7 @@ def keys(
 
     Example: edge-rag bundle keys publisher.pem
     """
-    from edge_rag.bundle import make_keys
+    from edge_rag.bundle.signing import make_keys
 
     public = make_keys(file)
     if json:
