@@ -10,6 +10,7 @@ from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
 
 from edge_rag.errors import ModelError
 from edge_rag.interfaces import Progress
+from edge_rag.models.licences import UNKNOWN, card_licence
 
 from .architectures import Shape
 from .gguf_tokenizer import GgufTokenizer
@@ -31,6 +32,8 @@ def write_gguf(
     writer = GGUFWriter(target, shape.architecture.gguf)
     try:
         _add_model(writer, shape, name)
+        if (licence := card_licence(folder.path)) != UNKNOWN:
+            writer.add_license(licence)
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         add_tokenizer(writer, tokenizer)

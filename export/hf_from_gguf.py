@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from edge_rag.errors import ModelError
 from edge_rag.interfaces import Progress
 from edge_rag.models.gguf_file import check_gguf
+from edge_rag.models.licences import UNKNOWN, gguf_licence
 from edge_rag.models.quantise import requantize
 
 from . import outputs, parity
@@ -45,6 +46,7 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         made.mkdir()
         save_tokenizer(made, rebuilt, tokenizer, shape.context)
         save_config(made, shape, tokenizer)
+        _write_card(made, source)
         tensors = {}
         for done, (name, values) in enumerate(_values(reader, shape, str(source)), start=1):
             tensors[name] = torch.from_numpy(values)
@@ -66,6 +68,14 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         outputs.refuse_if_failed(found, target)
         outputs.publish_folder(made, target, found)
     return found
+
+
+def _write_card(folder: Path, source: Path) -> None:
+    """Write a model card of a few lines, so that the licence goes on with the model."""
+    licence = gguf_licence(source)
+    head = "" if licence == UNKNOWN else f"---\nlicense: {licence}\n---\n"
+    text = f"{head}Made from {source.name} by `edge-rag export hf`.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_shape(reader: GGUFReader, place: str) -> Shape:

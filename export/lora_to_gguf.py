@@ -7,6 +7,7 @@ from gguf import GGUFWriter
 
 from edge_rag.errors import UsageError
 from edge_rag.interfaces import Progress
+from edge_rag.models.licences import UNKNOWN, card_licence
 
 from . import outputs, parity
 from .adapters import Adapter, check_fits, read_adapter
@@ -43,7 +44,7 @@ def export_lora(
     check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(base))
     with outputs.workplace(target) as work:
         made, plain = work / "adapter.gguf", work / "base.gguf"
-        write_adapter(adapter, shape, made)
+        write_adapter(adapter, shape, made, card_licence(adapter_folder))
         write_gguf(folder, shape, tokenizer, plain, dtype="f32", name=base.resolve().name, progress=report)
         report("compare", 0, 0, "opening the original")
         with foreign(base):
@@ -64,12 +65,14 @@ def export_lora(
     return found
 
 
-def write_adapter(adapter: Adapter, shape: Shape, target: Path) -> None:
+def write_adapter(adapter: Adapter, shape: Shape, target: Path, licence: str = UNKNOWN) -> None:
     """Write the matrices in F16. llama.cpp multiplies with alpha / rank: for rsLoRA alpha is written accordingly."""
     writer = GGUFWriter(target, shape.architecture.gguf)
     try:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
+        if licence != UNKNOWN:
+            writer.add_license(licence)
         writer.add_float32("adapter.lora.alpha", adapter.scale * adapter.rank)
         for name, pair in adapter.pairs.items():
             stem = shape.gguf_name(name)

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from edge_rag.errors import ModelError
+from edge_rag.models.licences import licence_text
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 Array = npt.NDArray[Any]
@@ -41,6 +42,13 @@ class ModelFolder:
 
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in set(self._files.values()))
+
+
+def copy_papers(source: Path, target: Path) -> None:
+    """Copy a model's card and licence text, where it has them, into the folder of what is made from it."""
+    for path in (source / "README.md", licence_text(source)):
+        if path is not None and path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
 
 
 def read_json(path: Path) -> dict[str, Any]:

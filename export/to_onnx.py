@@ -19,7 +19,7 @@ from edge_rag.models.tokenizer_file import TokenizerFile
 from edge_rag.models.wordpiece import WordPiece
 
 from . import onnx_parity, outputs, parity_texts
-from .model_folder import read_json_if_there
+from .model_folder import copy_papers, read_json_if_there
 from .onnx_graph import Array, BertGraph, Graph, ModernBertGraph
 from .onnx_source import Original, is_uncased_bert, plan, vocabulary
 
@@ -55,6 +55,7 @@ def export_onnx(
             report("write", 0, 0, each)
             _write_graph(original, calibration if each == "int8" else None, made / graph_name(each))
         _write_manifest(original, made, name or _plain_name(model))
+        copy_papers(planned.folder.path, made)
         report("compare", 0, 0, "running the original")
         flat = (
             comparison if role == "embedder" else [(question, text) for question, texts in comparison for text in texts]

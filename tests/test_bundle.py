@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from gguf_writing import write_gguf
 
 from edge_rag.answering import Assistant, retrieve
 from edge_rag.bundle import Bundle, opened
@@ -23,6 +24,7 @@ from edge_rag.bundle.signing import make_keys
 from edge_rag.bundle.verify import verify
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, UsageError
 from edge_rag.library import Filters, Library
+from edge_rag.models.licences import card_licence
 from edge_rag.settings import Settings, cache_dir
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -290,6 +292,80 @@ def test_it_is_a_zip_that_other_programs_read(bundle_file):
     }
     assert {"numpy", "onnxruntime", "typer"} <= {c["name"] for c in materials["components"]}
     assert all(c["licenses"][0]["license"]["name"] for c in materials["components"])
+
+
+def test_a_bundle_says_each_models_licence_as_its_file_does(small_library, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    generator = write_gguf(
+        folder / "g.gguf", {"general.license": "other", "general.license.link": "https://a.org/x"}, {}
+    )
+    adapter = write_gguf(folder / "a.gguf", {"general.type": "adapter"}, {})
+    settings = Settings(generator=str(generator), lora=str(adapter), threads=1)
+
+    def licences(**options):
+        manifest = build(small_library, tmp_path / "x.erag", settings=settings, force=True, **options)
+        with zipfile.ZipFile(tmp_path / "x.erag") as archive:
+            texts = {name: archive.read(name) for name in archive.namelist() if name.startswith("licences/")}
+            listed = {
+                c["name"]: c["licenses"][0]["license"]["name"]
+                for c in json.loads(archive.read("sbom.cdx.json"))["components"]
+            }
+        stated = {part.name: part.licence for part in manifest.parts if part.role != "sbom"}
+        assert stated.items() <= listed.items()
+        return stated, texts
+
+    stated, texts = licences()
+    assert stated["generator.gguf"] == "other (https://a.org/x)"
+    assert (stated["adapter.gguf"], stated["embedder/model.json"]) == ("unknown", "Apache-2.0")
+    assert list(texts) == ["licences/Apache-2.0.txt"]
+
+    (folder / "LICENSE").write_text("do as you like")  # where a file says nothing, the text beside it does
+    stated, texts = licences()
+    assert stated["generator.gguf"] == "other (https://a.org/x)"
+    assert stated["adapter.gguf"] == "text in licences/adapter.txt"
+    assert texts["licences/adapter.txt"] == b"do as you like"
+
+    stated, texts = licences(licences={"generator": str(folder / "LICENSE"), "adapter": "MIT", "library": "CC-BY-4.0"})
+    assert stated["generator.gguf"] == "text in licences/generator.txt"
+    assert (stated["adapter.gguf"], stated["library.sqlite"]) == ("MIT", "CC-BY-4.0")
+    assert set(texts) == {"licences/Apache-2.0.txt", "licences/generator.txt"}
+
+    for wrong in ({"index": "MIT"}, {"adapter": "no/such/file"}, {"adapter": "LICENCE.txt"}, {"adapter": ""}):
+        with pytest.raises(UsageError):
+            licences(licences=wrong)
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: mit\n---\n# A model", "mit"),
+        ("---\nlicense: other\nlicense_name: house-rules\n---\n", "house-rules"),
+        ("---\nlicense: 'mit\x1b[31m\u202e'\n---\n", "mit [31m"),
+        ("license: mit\n", "unknown"),
+        ("---\nlicense: mit\n", "unknown"),
+        ("---\nlicense:\n---\nlicense: mit", "unknown"),
+    ],
+)
+def test_a_models_card_names_its_licence(tmp_path, card, licence):
+    assert card_licence(tmp_path) == "unknown"
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert card_licence(tmp_path) == licence
+
+
+def test_a_licence_that_nobody_knows_is_said_when_a_bundle_is_built(small_library, tmp_path):
+    model = write_gguf(tmp_path / "g.gguf", {"general.license": "\n\x1b "}, {})
+    options = ["bundle", "build", str(small_library), "-o", "x.erag", "--force", "--generator", str(model)]
+
+    def warnings(*more):
+        done = subprocess.run(
+            [sys.executable, "-m", "edge_rag", *options, *more], capture_output=True, encoding="utf-8", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if "licence of" in line]
+
+    assert warnings() == ["warning: unknown licence of the generator; state it with --licence generator=SPDX|FILE"]
+    assert warnings("--licence", "generator=Apache-2.0") == []
 
 
 def test_parts_and_offsets_beyond_four_gigabytes_have_their_place(tmp_path):

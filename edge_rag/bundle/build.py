@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import re
 import tempfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -22,11 +24,13 @@ from edge_rag.interfaces import Embedder, Progress
 from edge_rag.library import Library
 from edge_rag.models import catalog, locate_embedder, locate_generator, store
 from edge_rag.models.gguf_file import check_gguf
+from edge_rag.models.licences import LONGEST_TEXT, UNKNOWN, card_licence, gguf_licence, licence_text
 from edge_rag.models.onnx_folder import folder_files
 from edge_rag.settings import Settings
 
 _LICENCE_FILE = Path(__file__).with_name("Apache-2.0.txt")
 _BLOCK = 1 << 20
+LICENSED: tuple[Role, ...] = ("generator", "adapter", "embedder", "library")  # whose licence can be stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ def build(
     settings: Settings,
     max_bytes: int = 0,
     texts: bool = True,
+    licences: Mapping[str, str] | None = None,
     signing_key: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -58,7 +63,8 @@ def build(
     """Write a bundle of a library, with the generator and the adapter that the settings name, and verify it.
 
     The same library, models and versions give the same bytes. `max_bytes` 0: any size. Without `texts` it can be searched by
-    meaning, and says where passages stand; it needs no generator. The file appears when it is whole.
+    meaning, and says where passages stand; it needs no generator. `licences` names for a role of LICENSED an SPDX expression or
+    the file of a licence's text, and has the last word over what the models' files say. The file appears when it is whole.
     """
     report = progress or _silent
     if target.exists() and not force:
@@ -68,18 +74,19 @@ def build(
         signing.public_key(private_key)  # that the extra is missing is said before the work
     if not texts:
         settings = replace(settings, generator=EXTRACTIVE, lora="")
+    stated = _stated(licences or {})
     models = _models(settings)
     with Library.open(library, settings=settings) as opened:
         if not opened.stats().n_chunks:
             raise LibraryError(f"{library}: there is nothing in it", mend="add something: edge-rag add PATH...")
         embedder = opened.embedder
-        embedder_folder = locate_embedder(opened.stats().embedder)
+        embedder_name = opened.stats().embedder
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             report("copy the library", 0, 0, "")
             contents = copy_library(library, Path(folder), embedder.name, texts=texts)
-            ingredients = [*models, *_library(contents), *_embedder(embedder, embedder_folder), _licence()]
+            ingredients = _licensed([*models, *_library(contents), *_embedder(embedder_name)], stated)
             temporary = Path(folder) / "bundle"
             manifest = _manifest(settings, embedder, contents, texts)
             with temporary.open("w+b") as file:
@@ -105,12 +112,13 @@ def _models(settings: Settings) -> list[Ingredient]:
         raise UsageError(f"{settings.generator} is a server: it cannot be bundled", mend="name a model or a .gguf file")
     check_gguf(path)
     known = None if path == Path(settings.generator).expanduser() else store.read_manifest(settings.generator)
-    licence, source = (known.licence, known.source) if known else ("unknown", "")
+    licence, source = (known.licence, known.source) if known else (UNKNOWN, "")
+    if licence == UNKNOWN:
+        licence = gguf_licence(path)
     found = [Ingredient(GENERATOR_NAME, "generator", path, licence, _public(source))]
     if settings.lora:
         lora = Path(settings.lora).expanduser()
-        check_gguf(lora)
-        found.append(Ingredient("adapter.gguf", "adapter", lora, "unknown"))
+        found.append(Ingredient("adapter.gguf", "adapter", lora, gguf_licence(lora)))
     return found
 
 
@@ -126,9 +134,9 @@ def _library(contents: Contents) -> list[Ingredient]:
     return found
 
 
-def _embedder(embedder: Embedder, folder: Path) -> list[Ingredient]:
-    entry = catalog.find(embedder.name)
-    licence, source = (entry.licence, entry.source) if entry else ("unknown", "")
+def _embedder(name: str) -> list[Ingredient]:
+    folder, entry = locate_embedder(name), catalog.find(name)
+    licence, source = (entry.licence, entry.source) if entry else (card_licence(folder), "")
     files = folder_files(folder, "embedder")
     card = folder / "README.md"
     return [
@@ -137,8 +145,46 @@ def _embedder(embedder: Embedder, folder: Path) -> list[Ingredient]:
     ]
 
 
-def _licence() -> Ingredient:
-    return Ingredient("licences/Apache-2.0.txt", "licence", _LICENCE_FILE, "Apache-2.0")
+def _stated(licences: Mapping[str, str]) -> dict[str, str | Path]:
+    """Tell names of licences from files with their texts."""
+    stated: dict[str, str | Path] = {}
+    for role, said in licences.items():
+        if role not in LICENSED:
+            raise UsageError(f"{role!r} is no part with a licence", mend=f"name one of {', '.join(LICENSED)}")
+        path = Path(said).expanduser()
+        if path.is_file():
+            if not 0 < path.stat().st_size <= LONGEST_TEXT:
+                raise UsageError(f"{said} is no text of a licence", mend="give a file of 1 byte to 1 MB")
+            stated[role] = path
+        elif re.fullmatch(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*", said) and path.suffix not in (
+            ".txt",
+            ".md",
+        ):
+            stated[role] = said
+        else:
+            raise UsageError(
+                f"{said!r} is neither a file nor an SPDX expression",
+                mend="for example Apache-2.0, or the path of a text",
+            )
+    return stated
+
+
+def _licensed(parts: list[Ingredient], stated: Mapping[str, str | Path]) -> list[Ingredient]:
+    """Return the parts with their licences and the texts of those: what was stated, else what lies beside a model's file."""
+    texts = [Ingredient("licences/Apache-2.0.txt", "licence", _LICENCE_FILE, "Apache-2.0")]
+    found = []
+    for part in parts:
+        role = "library" if part.role == "index" else part.role
+        said = stated.get(role)
+        if said is None and part.licence == UNKNOWN and isinstance(part.content, Path):
+            said = licence_text(part.content.parent)
+        if isinstance(said, Path):
+            name = f"licences/{role}.txt"
+            if name not in {text.name for text in texts}:
+                texts.append(Ingredient(name, "licence", said, f"that of the {role}"))
+            said = f"text in {name}"
+        found.append(replace(part, licence=said) if said else part)
+    return found + texts
 
 
 def _manifest(settings: Settings, embedder: Embedder, contents: Contents, texts: bool) -> Manifest:

@@ -122,6 +122,8 @@ def _check(manifest: Manifest, manifest_size: int, trailer: Trailer, file_size: 
     for part in parts:
         if not is_safe_name(part.name) or part.name.lower() == MANIFEST_NAME:
             raise ValueError(f"a part is called {part.name!r}"[:200])
+        if not (part.licence + part.source).isprintable():
+            raise ValueError(f"what is said of {part.name} holds control characters")
         if part.role not in get_args(Role):
             raise ValueError(f"{part.name} is a {part.role!r}"[:200])
         if not 0 <= part.size <= file_size or not re.fullmatch("[0-9a-f]{64}", part.sha256):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_rag.cli.answers import GeneratorOption, LoraOption, Question, ask
-from edge_rag.cli.common import JsonFlag, open_bundle, print_json, progress_of, settings_of
+from edge_rag.cli.common import JsonFlag, note, open_bundle, pairs_of, print_json, progress_of, settings_of
 from edge_rag.errors import UsageError
 from edge_rag.settings import Settings, library_path
 
@@ -38,6 +38,13 @@ def build(
     no_text: Annotated[
         bool, typer.Option("--no-text", help="Say where passages stand, not what they say; no generator.")
     ] = False,
+    licence: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Licence of the generator, adapter, embedder or library: an SPDX name or a text file. Repeatable.",
+            metavar="PART=SPDX|FILE",
+        ),
+    ] = None,
     sign: Annotated[
         Path | None, typer.Option(help="Sign it with this Ed25519 private key, a PEM file.", metavar="KEY")
     ] = None,
@@ -54,9 +61,16 @@ def build(
 
     settings = settings_of(context, generator=generator, lora=lora, passages=passages)
     manifest = build_bundle(
-        library_path(library), out, settings=settings, max_bytes=_bytes(max_size), texts=not no_text, signing_key=sign,
-        force=force, progress=progress_of(context),
+        library_path(library), out, settings=settings, max_bytes=_bytes(max_size), texts=not no_text,
+        licences=pairs_of(licence, "--licence", "generator=Apache-2.0"), signing_key=sign, force=force,
+        progress=progress_of(context),
     )  # fmt: skip
+    unknown = dict.fromkeys(part.role for part in manifest.parts if part.licence == "unknown")
+    if unknown:
+        note(
+            context,
+            f"warning: unknown licence of the {', '.join(unknown)}; state it with --licence {next(iter(unknown))}=SPDX|FILE",
+        )
     if json:
         print_json({"path": out, "size_bytes": out.stat().st_size, "manifest": manifest})
     else:

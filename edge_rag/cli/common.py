@@ -98,13 +98,19 @@ def filters_of(
 ) -> "Filters":
     from edge_rag.library import Filters
 
+    pairs = pairs_of(meta, "--meta", "author=Ada")
+    return Filters(tuple(paths or ()), tuple(types or ()), after or "", before or "", pairs)
+
+
+def pairs_of(given: list[str] | None, option: str, example: str) -> dict[str, str]:
+    """Split what was given as KEY=VALUE, more than once."""
     pairs = {}
-    for pair in meta or ():
+    for pair in given or ():
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f"--meta {pair!r} is no KEY=VALUE", mend="for example: --meta author=Ada")
+            raise UsageError(f"{option} {pair!r} is no KEY=VALUE", mend=f"for example: {option} {example}")
         pairs[key] = value
-    return Filters(tuple(paths or ()), tuple(types or ()), after or "", before or "", pairs)
+    return pairs
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ value); the tensors (name, dimensions, type, offset); padding; the data.
 
 import mmap
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 from edge_rag.errors import ModelError
@@ -20,11 +21,11 @@ _BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 
            11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 30: (1, 2)}  # fmt: skip
 
 
-def check_gguf(path: Path) -> None:
-    """Raise ModelError unless the header is whole and all tensors lie inside the file."""
+def check_gguf(path: Path, wanted: Collection[str] = ()) -> dict[str, str]:
+    """Raise ModelError unless the header is whole and all tensors lie inside the file. Return the wanted texts of its head."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _Walker(data).walk()
+            return _Walker(data, wanted).walk()
     except FileNotFoundError:
         raise ModelError(
             f"there is no model file {path}", mend="check the path, or run: edge-rag models pull NAME"
@@ -36,11 +37,12 @@ def check_gguf(path: Path) -> None:
 
 
 class _Walker:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, wanted: Collection[str]) -> None:
         self.data = data
+        self.wanted = wanted
         self.at = 0
 
-    def walk(self) -> None:
+    def walk(self) -> dict[str, str]:
         if self.data[:4] != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         self.at = 4
@@ -49,11 +51,13 @@ class _Walker:
             raise ValueError(f"version {version}, this reads 2 and 3")
         if max(n_tensors, n_metadata) > MAX_ENTRIES:
             raise ValueError("impossible counts")
-        alignment = 32
+        alignment, found = 32, {}
         for _ in range(n_metadata):
             key, kind = self.string(), self.u32()
             if key == b"general.alignment" and kind == 4:
                 alignment = self.u32()
+            elif kind == _STRING and (name := key.decode("utf-8", "replace")) in self.wanted:
+                found[name] = self.string().decode("utf-8", "replace")
             else:
                 self.skip_value(kind)
         if alignment == 0 or alignment % 8:
@@ -62,6 +66,7 @@ class _Walker:
         start = -(-self.at // alignment) * alignment
         if n_tensors and start + max(ends) > len(self.data):
             raise ValueError(f"it ends at byte {len(self.data)}, its data at {start + max(ends)}")
+        return found
 
     def tensor_end(self) -> int:
         self.string()
