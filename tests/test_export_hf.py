@@ -19,6 +19,7 @@ from tiny_models import make_model
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.models.gguf_native import NativeModel
 from edge_rag.models.gguf_vocabulary import Vocabulary
+from edge_rag.models.licences import card_licence, gguf_licence
 from edge_rag.models.quantise import requantize
 
 
@@ -36,6 +37,7 @@ def test_there_and_back_is_the_same_model(
     from safetensors.torch import load_file
 
     model = make_model(tmp_path / "model", model_type, procedure=procedure, **options)
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
     export_gguf(model, tmp_path / "model.gguf", "f32", timed=False, threads=1)
     report = export_hf(tmp_path / "model.gguf", tmp_path / "back", threads=1)
     assert report["failed"] == report["token_mismatches"] == report["auto_tokenizer_mismatches"] == []
@@ -46,6 +48,7 @@ def test_there_and_back_is_the_same_model(
     config, was = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "back", model))
     for key in ("rope_parameters", "tie_word_embeddings", "vocab_size", "rms_norm_eps", "max_position_embeddings"):
         assert config[key] == was[key], key
+    assert gguf_licence(tmp_path / "model.gguf") == card_licence(tmp_path / "back") == "mit"
     assert (tmp_path / "back" / "chat_template.jinja").read_text() == (model / "chat_template.jinja").read_text()
 
 
