@@ -65,9 +65,16 @@ def project_config_path(start: Path | None = None) -> Path | None:
     folder = (start or Path.cwd()).absolute()
     for parent in (folder, *folder.parents):
         candidate = parent / ".edge_rag" / "config.toml"
-        if candidate.is_file():
+        if _is_there(candidate):
             return candidate
     return None
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except PermissionError:  # in a folder that this user may not enter, say the home of who called sudo
+        return False
 
 
 def models_dir() -> Path:
@@ -104,7 +111,7 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
 def load_with_origins(flags: Mapping[str, Any] | None = None) -> dict[str, Origin]:
     merged = {f.name: Origin(f.default, "default") for f in fields(Settings)}
     for path in (user_config_path(), project_config_path()):
-        if path is not None and path.is_file():
+        if path is not None and _is_there(path):
             for name, value in _read_toml(path).items():
                 merged[name] = Origin(_convert(name, value, str(path)), str(path))
     for variable, text in os.environ.items():
@@ -125,6 +132,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}", mend=f"edit {path}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", mend="check its permissions") from error
 
 
 def _convert(name: str, value: Any, source: str) -> Any:

@@ -57,6 +57,21 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="about the permissions of Unix")
+def test_a_home_that_this_user_may_not_enter_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0)
+    program = (
+        "import os, sys, edge_rag.cli.commands, edge_rag.models.catalog, edge_rag.models.store\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"  # root may enter any folder
+        "sys.argv[1:] = ['models', 'list']\n"
+        "edge_rag.cli.main()"
+    )
+    env = os.environ | {"EDGE_RAG_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1
+    assert "Permission denied" in one_line(done)
+
+
 # --- the shapes that scripts rely on ---
 
 

@@ -1,3 +1,5 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,25 @@ def test_a_wrong_setting_is_refused_with_the_file_that_holds_it(places: tuple[Pa
     with pytest.raises(UsageError) as caught:
         load_settings()
     assert str(config) in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about the permissions of Unix")
+def test_settings_in_folders_that_this_user_may_not_enter_are_none(places: tuple[Path, Path]) -> None:
+    folders = (places[0], places[1] / ".edge_rag")
+    for folder in folders:
+        (folder / "config.toml").write_text("threads = 7\n")
+    assert load_settings().threads == 7
+    user = os.geteuid()
+    try:
+        for folder in folders:
+            folder.chmod(0)
+        if user == 0:  # who may enter any folder
+            os.seteuid(65534)
+        assert load_settings() == Settings()
+    finally:
+        os.seteuid(user)
+        for folder in folders:
+            folder.chmod(0o700)
 
 
 def test_an_unknown_variable_is_refused(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,9 @@ def _run() -> int:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}; check its permissions", file=sys.stderr)
+        return 1
     except typer.Abort:
         code = INTERRUPTED
     except typer.Exit as stop:
