@@ -13,6 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 # progress(stage, done, total, detail): called often, cheap to ignore; total is 0 while unknown, detail says what is in hand
+# What a generator is asked for. sentence: what people read. words: what scores and small devices want. rationale: reasons first,
+# then the answer after a mark.
+Style = Literal["sentence", "words", "rationale"]
+
 Progress = Callable[[str, int, int, str], None]
 
 BlockKind = Literal["heading", "paragraph", "list", "table", "code"]

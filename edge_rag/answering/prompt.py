@@ -7,14 +7,10 @@ passages finds their keys and values already computed. Change a text here, and r
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
-from edge_rag.interfaces import Message, Passage
+from edge_rag.interfaces import Message, Passage, Style
 
 PROMPT_VERSION = 1
-
-# sentence: what people read. words: what scores and small devices want. rationale: reasons first, then the answer after a mark.
-Style = Literal["sentence", "words", "rationale"]
 
 SYSTEM = "You answer questions from the passages that you are given, and from nothing else."
 CLOSED_BOOK_SYSTEM = "You answer questions from what you know."
@@ -25,6 +21,7 @@ INSTRUCTIONS: dict[Style, str] = {
     "rationale": "say in one or two sentences what matters here, then write 'Answer:' and a few words: ",
 }
 ANSWER_MARK = "Answer:"
+NOT_FOUND = "This is not in these documents."  # a trained model abstains in these words
 
 
 def answer_messages(
@@ -56,6 +53,19 @@ def final_answer(output: str, style: Style = "sentence") -> str:
     marked = _MARK.split(output)
     lines = marked[-1].strip().splitlines()
     return lines[0].strip() if lines else ""
+
+
+def answer_so_far(output: str, style: Style = "sentence") -> str:
+    """Return what an output that is still being written has of the answer: "" as long as reasons are given."""
+    if style == "sentence":
+        return output
+    if style == "rationale":
+        mark = _MARK.search(output)
+        if mark is None:
+            return ""
+        output = output[mark.end() :]
+    lines = output.lstrip().splitlines()
+    return lines[0] if lines else ""
 
 
 _MARK = re.compile(r"\banswer\s*:", re.IGNORECASE)

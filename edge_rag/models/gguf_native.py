@@ -5,12 +5,12 @@ vocabulary (100 MB here), redirects the process's own stdout and stderr while it
 interpreter exit.
 
 Bits. Every context is opened without flash attention, and with a memory of its own for each sequence. As measured on
-x86-64 with AVX-512, the logits after a token of a F32, F16, Q8_0 or Q4_0 model then depend on the tokens before it and on
-two things more: for each of these, whether it was computed in one call with others of its sequence, as in a prompt, or
-not, as in an answer; and, with F32 and F16, whether a call computes one token or several. How a prompt is cut into calls,
-which other sequences take part, how many threads work: none of it changes a bit. K types depend on the cut and on the
-number of sequences as well. Flash attention would make all of them depend on the cut and on the threads; to do without
-it costs about a fifth of the speed at which prompts are read.
+x86-64 with AVX-512, the logits after a token of a F32, F16, Q8_0 or Q4_0 model then depend on the tokens before it and
+on two things more: for each of these, whether it was computed in one call with others of its sequence, as in a prompt,
+or not, as in an answer; and, with F32 and F16, whether a call computes one token or several, and the logits of one or
+of several. How a prompt is cut into calls, which other sequences take part, how many threads work: none of it changes a
+bit. K types depend on the cut and on the number of sequences as well. Flash attention would make all of them depend on
+the cut and on the threads; to do without it costs about a fifth of the speed at which prompts are read.
 """
 
 import ctypes
@@ -151,11 +151,11 @@ class NativeContext:
     def read(self, sequence: int, start: int, tokens: list[int]) -> None:
         """Compute up to N_BATCH tokens of one sequence; the last one's logits are in row 0."""
         last = len(tokens) - 1
-        self._decode([(token, start + i, sequence, i == last) for i, token in enumerate(tokens)])
+        self.decode([(token, start + i, sequence, i == last) for i, token in enumerate(tokens)])
 
     def write(self, tokens: list[tuple[int, int, int]]) -> None:
         """Compute one (token, position, sequence) for each of several sequences; the logits are in rows 0, 1 ..."""
-        self._decode([(*token, True) for token in tokens])
+        self.decode([(*token, True) for token in tokens])
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Return a row of logits: a view that the next computation overwrites."""
@@ -163,7 +163,11 @@ class NativeContext:
         view: npt.NDArray[np.float32] = rows[row]
         return view
 
-    def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
+    def decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
+        """Compute up to N_BATCH tokens: (token, position, sequence, whether its logits are wanted).
+
+        The wanted logits are in rows 0, 1 ... in the order of the tokens. Sequences must be neighbours.
+        """
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, (token, position, sequence, wanted) in enumerate(tokens):

@@ -1,39 +1,39 @@
-"""Messages to tokens, and tokens to text: what every answer of a GGUF goes through, one at a time or many at once."""
+"""The vocabulary of a GGUF, and an answer in the making: what every answer goes through, one at a time or many at once."""
 
 import codecs
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
-from edge_rag.errors import ModelError, UsageError
-from edge_rag.interfaces import Message
+from edge_rag.errors import ModelError
+from edge_rag.models.chat_vocabulary import ChatVocabulary
 from edge_rag.models.gguf_native import NativeModel
 
 
-class Vocabulary:
-    """The tokeniser and the chat template of one model. Any number of threads may use it."""
+class Vocabulary(ChatVocabulary):
+    """The tokeniser and the chat template of one GGUF. Any number of threads may use it."""
 
     def __init__(self, model: NativeModel, name: str) -> None:
         self._model = model
         self._name = name
         self._llama = llama = model.llama
         self._vocab = llama.llama_model_get_vocab(model.pointer)
-        self._add_bos = bool(llama.llama_vocab_get_add_bos(self._vocab))
-        self._bos = self._special_text(llama.llama_vocab_bos(self._vocab))
-        self._template = _compile_template(llama.llama_model_chat_template(model.pointer, None), str(model.path))
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Render the chat template up to where the answer begins."""
-        if not self._model.is_open:
-            raise ModelError(f"{self._name} has been closed")
-        chat = [{"role": m.role, "content": self._defused(m.content)} for m in messages]
-        text: str = self._template.render(
-            messages=chat, add_generation_prompt=True, bos_token=self._bos, eos_token="", enable_thinking=False
+        template: bytes = llama.llama_model_chat_template(model.pointer, None) or b""
+        super().__init__(
+            template.decode("utf-8", "replace"),
+            str(model.path),
+            bos=self.special_text(llama.llama_vocab_bos(self._vocab)),
+            add_bos=bool(llama.llama_vocab_get_add_bos(self._vocab)),
         )
-        has_bos = bool(self._bos) and text.startswith(self._bos)
-        return self.tokenize(text, add_special=self._add_bos and not has_bos)
+
+    @property
+    def usual_end(self) -> int:
+        turn: int = self._llama.llama_vocab_eot(self._vocab)
+        text: int = self._llama.llama_vocab_eos(self._vocab)
+        return turn if turn >= 0 else text
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        if not self._model.is_open:
+            raise ModelError(f"{self._name} has been closed")
         data = text.encode("utf-8", "replace")
         size = len(data) + 8  # never more tokens than bytes, BOS and EOS apart
         tokens = (self._llama.llama_token * size)()
@@ -45,6 +45,9 @@ class Vocabulary:
     def is_end(self, token: int) -> bool:
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 
+    def is_control(self, token: int) -> bool:
+        return bool(self._llama.llama_vocab_is_control(self._vocab, token)) or self.is_end(token)
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         buffer = ctypes.create_string_buffer(64)
         n = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
@@ -53,20 +56,7 @@ class Vocabulary:
             n = self._llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
 
-    def _defused(self, content: str) -> str:
-        """Break up what the tokenizer would take for a control token, so that no document can end its own message."""
-        controls = {t for t in self.tokenize(content, add_special=False) if self._is_control(t)}
-        while controls:
-            for token in controls:
-                text = self._special_text(token)
-                content = content.replace(text, f"{text[0]} {text[1:]}")
-            controls = {t for t in self.tokenize(content, add_special=False) if self._is_control(t)} - controls
-        return content
-
-    def _is_control(self, token: int) -> bool:
-        return bool(self._llama.llama_vocab_is_control(self._vocab, token)) or self.is_end(token)
-
-    def _special_text(self, token: int) -> str:
+    def special_text(self, token: int) -> str:
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
 
@@ -79,12 +69,13 @@ class Draft:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.tokens: list[int] = []  # without the one that says that the answer ends
         self.is_finished = max_tokens <= 0
+        self.is_whole = False  # the model ended it
 
     def add(self, token: int) -> str:
         """Take the next token; return the characters that it completes."""
         text = ""
         if self._vocabulary.is_end(token):
-            self.is_finished = True
+            self.is_finished = self.is_whole = True
         else:
             self.tokens.append(token)
             if is_loop(self.tokens):
@@ -107,28 +98,11 @@ def is_loop(tokens: Sequence[int]) -> bool:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    if a == b:
+        return len(a)
     n = 0
     for x, y in zip(a, b, strict=False):
         if x != y:
             break
         n += 1
     return n
-
-
-def _compile_template(template: bytes | None, path: str) -> Any:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    if not template:
-        raise ModelError(f"{path} has no chat template", mend="use an instruction-tuned model")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: ""
-    try:
-        return environment.from_string(template.decode("utf-8", "replace"))
-    except TemplateError as error:
-        raise ModelError(f"{path}: its chat template cannot be read: {error}", mend="use another model") from error
-
-
-def _raise_exception(message: str) -> None:
-    raise UsageError(f"the model's chat template refuses these messages: {message}")
