@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from edge_rag.cli.commands import app
 from edge_rag.errors import EdgeRagError, LibraryLocked, UsageError
-from edge_rag.evaluation.predictions import CONFIG, PREDICTIONS, SUMMARY, find_runs, read_run
+from edge_rag.evaluation.predictions import PREDICTIONS, SUMMARY, find_runs, read_run
+from edge_rag.evaluation.run_folder import CONFIG
 from edge_rag.library.lock import writer_lock
 
 CORPUS = [

@@ -12,6 +12,7 @@ from question_rows import (
     HOTPOTQA,
     MUSIQUE,
     NQ_OPEN,
+    OURS,
     POPQA,
     RGB,
     RIVER,
@@ -368,3 +369,12 @@ def test_a_passage_that_comes_twice_in_a_question_is_there_once_and_gold_if_eith
         ("It", True),
         ("That", False),
     ]
+
+
+def test_facts_and_related_passages_are_kept(write: Write) -> None:
+    official = {"qid": "s", "question": "Is it lit?", "answer": False, "facts": ["It is a lamp."], "decomposition": []}
+    assert load_one(write(official)).facts == ("It is a lamp.",)
+    ours = OURS | {"answers": [], "answerable": False, "related_ids": ["p1"], "facts": ["A mill."]}
+    found = load_one(write(ours))
+    assert (found.related_ids, found.facts, found.gold_ids) == (("p1",), ("A mill.",), ())
+    assert "facts" in refusal(write(ours | {"facts": "A mill."}))

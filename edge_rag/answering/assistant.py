@@ -13,17 +13,16 @@ from edge_rag.answering.cite import locate, quote
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_history
 from edge_rag.answering.nearest import Sentence, rank_sentences
-from edge_rag.answering.prompt import Style, answer_messages
+from edge_rag.answering.prompt import NOT_FOUND, answer_messages, answer_so_far, final_answer
 from edge_rag.answering.retrieve import Retrieval, retrieve
 from edge_rag.answering.selector import KeepTop
 from edge_rag.documents import sentence_spans
 from edge_rag.errors import MissingExtraError, UsageError
-from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Timings
+from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Style, Timings
 from edge_rag.library import EVERYTHING, Filters, Library
 from edge_rag.models import locate_generator, open_generator
 from edge_rag.settings import Settings
 
-NOT_FOUND = "This is not in these documents."
 EXTRACTIVE = "extractive"
 NEAREST = 2  # quotes given besides the answer
 # A generated answer must be supported by one of this many sentences nearest to the question: what is true is not yet an answer.
@@ -151,12 +150,13 @@ class Assistant:
         """Let the generator answer; where nothing that it says is supported, let the documents speak for themselves."""
         draft, prompt = "", Prompt((), 0, tuple(kept), ())
         if not self._extractive:
-            prompt = fit(question, kept, self.generator, self._settings.answer_tokens, earlier)
+            s = self._settings
+            prompt = fit(question, kept, self.generator, s.answer_tokens, earlier, style=s.prompt)
             draft = self._generate(prompt, emit)
             sentences, citations = locate(question, draft, prompt.passages)
             if _is_near(citations, ranked):
                 return _Reply(draft, prompt, sentences, citations)
-            if draft == NOT_FOUND:  # a trained model abstains in these words
+            if draft == NOT_FOUND:
                 return _Reply(draft, prompt)
         text, sentences, citations = extract(ranked)
         if not draft:
@@ -165,14 +165,19 @@ class Assistant:
 
     def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
         """Stream an answer; end it where it begins to say the same again."""
-        text = ""
+        style = self._settings.prompt
+        text = shown = ""
         for piece in self.generator.generate(prompt.messages, max_tokens=self._settings.answer_tokens):
             text += piece
             *said, last = [text[start:end] for start, end in sentence_spans(text)] or [""]
             if last in said:
-                return text[: text.rindex(last)].strip()
-            emit(piece)
-        return text.strip()
+                text = text[: text.rindex(last)]
+                break
+            answer = answer_so_far(text, style)
+            if len(answer) > len(shown):
+                emit(answer[len(shown) :])
+                shown = answer
+        return final_answer(text, style)
 
 
 def _can_generate(generator: str) -> bool:

@@ -104,7 +104,7 @@ def passages_of(
         if len(others) < arm.others:
             return None
         shown = [*others[: arm.others], *(gold if arm.source == "gold" else ())]
-        shown.sort(key=lambda passage: _draw(seed, question.id, "place", passage.id))
+        shown.sort(key=lambda passage: draw_number(seed, question.id, "place", passage.id))
     if not shown or (arm.source == "gold" and not gold):
         return None
     if arm.poisoned:
@@ -112,7 +112,7 @@ def passages_of(
         if len(poison) < arm.poisoned:
             return None
         for passage in poison:
-            shown.insert(_draw(seed, question.id, "poison", passage.id) % (len(shown) + 1), passage)
+            shown.insert(draw_number(seed, question.id, "poison", passage.id) % (len(shown) + 1), passage)
     return Shown(tuple(shown), question.answerable and arm.source != "none")
 
 
@@ -129,7 +129,7 @@ def decoys_of(questions: Sequence[Question], seed: int) -> dict[str, str]:
         for form in _forms(question.answers[0]) if question.answers else ():
             wrong = sorted({answer for answer in by_form[form] if tuple(squad_words(answer)) not in right})
             if wrong:
-                decoys[question.id] = wrong[_draw(seed, question.id, "decoy", "") % len(wrong)]
+                decoys[question.id] = wrong[draw_number(seed, question.id, "decoy", "") % len(wrong)]
                 break
     return decoys
 
@@ -144,7 +144,7 @@ def _forms(answer: str) -> list[tuple[object, ...]]:
 def _others(
     question: Question, gold: Sequence[SetPassage], retrieved: Sequence[SetPassage], seed: int
 ) -> list[SetPassage]:
-    own = sorted(question.passages, key=lambda passage: _draw(seed, question.id, "other", passage.id))
+    own = sorted(question.passages, key=lambda passage: draw_number(seed, question.id, "other", passage.id))
     taken = {passage.id for passage in gold} | set(question.gold_ids)
     others = []
     for passage in [*own, *retrieved]:
@@ -178,6 +178,6 @@ def _poisoned(
     return list(copies.values())
 
 
-def _draw(seed: int, *what: str) -> int:
+def draw_number(seed: int, *what: str) -> int:
     """Draw a number that depends on nothing but this: not on other questions, not on the order of calls."""
     return int.from_bytes(hashlib.blake2b("\0".join([str(seed), *what]).encode(), digest_size=8).digest())

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from edge_rag.answering import evidence
 from edge_rag.answering.assistant import TokenCounter, fit
 from edge_rag.answering.nearest import Sentence, rank_sentences
-from edge_rag.answering.prompt import Style, closed_book_messages
+from edge_rag.answering.prompt import closed_book_messages
 from edge_rag.evaluation.arms import Arm, Shown, decoys_of, passages_of
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
-from edge_rag.evaluation.retrieval import How, library_of_set, search_set
-from edge_rag.interfaces import Embedder, Message, Passage, Progress
+from edge_rag.evaluation.retrieval import How, search_corpus
+from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
 from edge_rag.settings import Settings
 
 SCORED = 20  # search results that recall and rank are measured on, if an arm does not show more
@@ -59,7 +59,7 @@ def cases_of(
 ) -> dict[Arm, list[Case]]:
     """Prepare every question for every arm. Questions that lack what an arm needs are left out of that arm."""
     found = _search(question_set, arms, choice, embedder, settings, progress)
-    corpus = _gold_passages(question_set)
+    corpus = gold_passages(question_set)
     decoys = decoys_of(question_set.questions, choice.seed) if any(arm.poisoned for arm in arms) else {}
     vectors = embedder.embed([question.question for question in question_set.questions])
     cases: dict[Arm, list[Case]] = {arm: [] for arm in arms}
@@ -90,21 +90,14 @@ def _search(
     if not any(arm.searches or arm.others > fewest_own for arm in arms):
         return {}
     depth = max(SCORED, *(arm.k for arm in arms), *(4 * arm.others for arm in arms))
-    with library_of_set(question_set, embedder=embedder, settings=settings, progress=progress) as library:
-        found = search_set(
-            library, question_set.questions, depth, how=choice.search, settings=settings, progress=progress
-        )
-    gold = {question.id: set(question.gold_ids) for question in question_set.questions}
-    return {
-        question_id: tuple(
-            SetPassage(passage_id, passage.title, passage.text, passage_id in gold[question_id])
-            for passage_id, passage in zip(hits.ids, hits.passages, strict=True)
-        )
-        for question_id, hits in found.items()
-    }
+    found = search_corpus(
+        question_set, question_set.questions, depth, how=choice.search, embedder=embedder, settings=settings,
+        progress=progress,
+    )  # fmt: skip
+    return {key: tuple(candidate.passage for candidate in candidates) for key, candidates in found.items()}
 
 
-def _gold_passages(question_set: QuestionSet) -> dict[str, SetPassage]:
+def gold_passages(question_set: QuestionSet) -> dict[str, SetPassage]:
     """Read the passages that hold answers: from the questions, else from the corpus."""
     passages = {p.id: p for q in question_set.questions for p in q.passages if p.gold}
     missing = {i for q in question_set.questions for i in q.gold_ids} - passages.keys()

@@ -24,6 +24,8 @@ squad      question and context, a text: paragraphs   context                   
 edge_rag   question, answers                          passages (gold)                 answers; answerable
 nq_open    question, answer                           none                            answer: a list, or one text
 
+StrategyQA's facts are kept, and so are "facts" and "related_ids" (what an unanswerable question is about) of a row of ours.
+
 Where JSON lines are usual, a JSON list of the same rows is as good, and the other way round. 2WikiMultiHopQA and HotpotQA
 come in three shapes: pairs [title, [sentence, ...]] as published, {"title": [...], "sentences": [[...], ...]} as exported
 from parquet, and either of these as a JSON text in a cell. Keys are as in the sets' own documentation; test parts leave
@@ -267,7 +269,12 @@ def _strategyqa(row: Row) -> Iterator[Question]:
     if answer is not None and not isinstance(answer, bool):
         raise _Wrong(f'"answer" is not true or false but {shorten(answer)}')
     answers = [] if answer is None else ["yes" if answer else "no"]
-    yield _question(row, "qid", answers=answers, gold_ids=tuple(_evidence(row.get("evidence"))))
+    gold = tuple(_evidence(row.get("evidence")))
+    yield _question(row, "qid", answers=answers, gold_ids=gold, facts=_facts(row))
+
+
+def _facts(row: Row) -> tuple[str, ...]:
+    return tuple(_as_text(fact, "a fact", LONGEST_PASSAGE) for fact in _list(row, "facts", missing=True))
 
 
 def _evidence(evidence: object) -> Iterator[str]:
@@ -333,6 +340,8 @@ def _edge_rag(row: Row) -> Iterator[Question]:
         gold_titles=titles,
         answerable=_flag(row, "answerable", True),
         relevance={_as_id(key): grade for key, grade in grades.items()},
+        facts=_facts(row),
+        related_ids=tuple(_as_id(key) for key in _list(row, "related_ids", missing=True)),
     )
 
 
@@ -424,6 +433,8 @@ def _question(
     gold_titles: tuple[str, ...] = (),
     answerable: bool = True,
     relevance: Mapping[str, int] | None = None,
+    facts: tuple[str, ...] = (),
+    related_ids: tuple[str, ...] = (),
     key: str = "question",
 ) -> Question:
     """Put a question together: passages once each, gold ids from the first of ids, titles, passages that there is."""
@@ -446,6 +457,8 @@ def _question(
         passages=tuple(distinct.values()),
         gold_ids=tuple(dict.fromkeys(gold_ids)),
         answerable=answerable,
+        facts=facts,
+        related_ids=related_ids,
         relevance={name: grade for name, grade in (relevance or dict.fromkeys(gold_ids, 1)).items() if grade > 0},
     )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_rag.errors import EdgeRagError
+from edge_rag.evaluation.run_folder import CONFIG
 
-CONFIG = "config.json"
 PREDICTIONS = "predictions.jsonl"
 SUMMARY = "summary.json"
 
@@ -111,14 +111,14 @@ def read_predictions(folder: Path) -> list[Prediction]:
     if not path.is_file():
         return []
     whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [_prediction(json.loads(line)) for line in whole.split("\n") if line]  # a question may hold other line ends
+    return [from_json(json.loads(line)) for line in whole.split("\n") if line]  # a question may hold other line ends
 
 
 def to_json(value: Prediction | Summary) -> dict[str, Any]:
     return asdict(value)
 
 
-def _prediction(row: dict[str, Any]) -> Prediction:
+def from_json(row: dict[str, Any]) -> Prediction:
     texts = ("answers", "gold_ids", "shown", "found", "cited")
     values: dict[str, Any] = {key: tuple(value) if key in texts else value for key, value in row.items()}
     return Prediction(**values)

@@ -24,7 +24,18 @@ from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.official_formats import TITLE, QuestionFile, open_questions, read_corpus_file
 from edge_rag.evaluation.questions import Question, SetPassage
 
-__all__ = ["Part", "Question", "QuestionSet", "SetPassage", "data_dir", "is_dev", "load_set", "read_rows", "set_names"]
+__all__ = [
+    "Part",
+    "Question",
+    "QuestionSet",
+    "SetPassage",
+    "data_dir",
+    "first_question",
+    "is_dev",
+    "load_set",
+    "read_rows",
+    "set_names",
+]
 
 Part = Literal["dev", "train", "all"]
 
@@ -86,6 +97,11 @@ def data_dir() -> Path:
 def set_names() -> list[str]:
     """Return the names of all sets under EDGE_RAG_DATA."""
     return sorted(_named(data_dir()))
+
+
+def first_question(spec: str) -> Question | None:
+    """Read one question of a set, to see what the set has."""
+    return next(open_questions(_find(spec)[0]).questions, None)
 
 
 def read_rows(name: str) -> Iterator[dict[str, Any]]:

@@ -25,5 +25,7 @@ class Question:
     answerable: bool = True  # False: the right reply is "not in these documents"
     # where an answer must give several things (RGB): the wordings of each; `answers` are then these, joined by "and"
     parts: tuple[tuple[str, ...], ...] = ()
+    facts: tuple[str, ...] = ()  # sentences that the answer follows from (StrategyQA); shown in no arm
+    related_ids: tuple[str, ...] = ()  # of an unanswerable question: what it was written about (SQuAD 2)
     # of passages, by id, above 0; 1 for each gold one if the set has no grades
     relevance: Mapping[str, int] = field(default_factory=dict, hash=False)

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from edge_rag.answering.retrieve import retrieve
 from edge_rag.documents import CHUNKER_VERSION, READER_VERSION
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryLocked, UsageError
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
+from edge_rag.evaluation.run_folder import Rows, content_key
 from edge_rag.interfaces import Embedder, Passage, Progress
 from edge_rag.library import Library
 from edge_rag.library.database import DATABASE_NAME
@@ -97,6 +98,95 @@ def search_set(
     if progress:
         progress("search", len(questions), len(questions), "")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A chunk that a search brought back, as a passage of the set; several may come from one passage, and have its id."""
+
+    passage: SetPassage
+    score: float  # of the search; compare it within a question only
+
+
+def search_corpus(
+    question_set: QuestionSet,
+    questions: Sequence[Question],
+    k: int,
+    *,
+    how: How = "fused",
+    embedder: Embedder,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Candidate, ...]]:
+    """Return the k best candidates of the set's corpus for each question, by its id, best first."""
+    with library_of_set(question_set, embedder=embedder, settings=settings, progress=progress) as library:
+        found = _search_once(library, questions, k, how, settings, progress)
+        name = passage_ids(library)
+    return {
+        question.id: tuple(
+            Candidate(SetPassage(key, hit.title, hit.text, key in question.gold_ids), hit.score)
+            for hit in hits
+            for key in [name(hit, question)]
+        )
+        for question, hits in zip(questions, found, strict=True)
+    }
+
+
+def search_library(
+    path: Path,
+    questions: Sequence[Question],
+    k: int,
+    *,
+    how: How = "fused",
+    settings: Settings,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Candidate, ...]]:
+    """Search any library for each question. A candidate's id is its document and place; which one is gold, nobody knows."""
+    with Library.open(path, settings=settings) as library:
+        found = _search_once(library, questions, k, how, settings, progress)
+    return {
+        question.id: tuple(
+            Candidate(
+                SetPassage(f"{hit.document}:{hit.start}-{hit.end}", hit.heading or hit.title, hit.text), hit.score
+            )
+            for hit in hits
+        )
+        for question, hits in zip(questions, found, strict=True)
+    }
+
+
+def _search_once(
+    library: Library,
+    questions: Sequence[Question],
+    k: int,
+    how: How,
+    settings: Settings,
+    progress: Progress | None,
+) -> list[tuple[Passage, ...]]:
+    """Search for what has not been searched yet with the same library, depth and way: CACHE/candidates/KEY/hits.jsonl."""
+    embedder = library.embedder
+    key = content_key(FORMAT, library.fingerprint(), embedder.fingerprint, k, how, settings.candidates)
+    folder = cache_dir() / "candidates" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with _turn(folder, progress), Rows(folder / "hits.jsonl", lambda row: (row["question"], row["hits"])) as rows:
+        hits: dict[str, list[tuple[int, float]]] = {row["question"]: row["hits"] for row in rows}
+        new = list({q.question: q for q in questions if q.question not in hits}.values())
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            for number, (q, vector) in enumerate(
+                zip(batch, embedder.embed([q.question for q in batch]), strict=True), start=start + 1
+            ):
+                found, _ = _search(library, q.question, vector, k, how, settings)
+                hits[q.question] = [(hit.chunk_id, hit.score) for hit in found]
+                rows.add({"question": q.question, "hits": hits[q.question]})
+                if progress:
+                    progress("search", number, len(new), "")
+    return [_passages_of(library, hits[q.question]) for q in questions]
+
+
+def _passages_of(library: Library, hits: Sequence[tuple[int, float]]) -> tuple[Passage, ...]:
+    scores = dict(hits)
+    return tuple(replace(p, score=scores[p.chunk_id]) for p in library.passages(scores))
 
 
 def passage_ids(library: Library) -> Callable[[Passage, Question], str]:

@@ -12,33 +12,32 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edge_rag.answering import NOT_FOUND, evidence
 from edge_rag.answering.cite import locate
 from edge_rag.answering.prompt import PROMPT_VERSION, final_answer
-from edge_rag.errors import EdgeRagError, UsageError
+from edge_rag.errors import UsageError
 from edge_rag.evaluation.answerers import Answerer, Reply, Who, open_answerer, time_singly
 from edge_rag.evaluation.arms import Arm
 from edge_rag.evaluation.cases import Case, Choice, cases_of
 from edge_rag.evaluation.intervals import mean_interval, summarise
 from edge_rag.evaluation.predictions import (
-    CONFIG,
     PREDICTIONS,
     SUMMARY,
     Interval,
     Prediction,
     Run,
     Summary,
-    read_predictions,
+    from_json,
     read_run,
     to_json,
 )
 from edge_rag.evaluation.processes import memory_of
 from edge_rag.evaluation.question_sets import QuestionSet
+from edge_rag.evaluation.run_folder import CONFIG, Rows, check_config, json_text, make_folder, write_whole, writer_lock
 from edge_rag.evaluation.scoring import score_answer
 from edge_rag.interfaces import Embedder, Progress
-from edge_rag.library.lock import LOCK_NAME, writer_lock
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.store import sha256_file
 from edge_rag.settings import Settings
@@ -72,10 +71,10 @@ def evaluate(
     configs = dict[Arm, dict[str, Any]]()
     with ExitStack() as locks:
         for arm, folder in arms.items():
-            _make(folder)
+            make_folder(folder)
             locks.enter_context(writer_lock(folder, "eval run"))
             configs[arm] = _config(question_set, arm, plan, part, limit, command)
-            _check_begun(folder, configs[arm])
+            check_config(folder, configs[arm], INCIDENTAL)
         open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
         if open_arms:
             with closing(open_answerer(plan.who)) as answerer:
@@ -115,33 +114,6 @@ def _config(
     }
 
 
-def _make(folder: Path) -> None:
-    """Make the folder of a run; one that is there must hold a run, or nothing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not {CONFIG, LOCK_NAME} & {path.name for path in folder.iterdir()} and any(folder.iterdir()):
-            raise UsageError(f"{folder} holds something else than a run", mend="give another folder with --out")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _check_begun(folder: Path, config: Mapping[str, Any]) -> None:
-    """Check that what the folder holds answers to was asked for in the same way."""
-    path = folder / CONFIG
-    if not path.is_file():
-        return
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgeRagError(f"{path} cannot be read: {error}", mend=f"remove {folder}, and run again") from error
-    for key in config.keys() - INCIDENTAL:
-        if begun.get(key) != config[key]:
-            raise UsageError(
-                f"{folder} holds another run: {key} is {begun.get(key)!r} there and {config[key]!r} now",
-                mend="give another folder with --out, or remove that one",
-            )
-
-
 def _answer(
     folder: Path,
     config: Mapping[str, Any],
@@ -156,17 +128,17 @@ def _answer(
         raise UsageError(
             f"no question of the set has what the arm {config['arm']} needs", mend="choose another arm or set"
         )
-    known = {p.id for p in _whole_predictions(folder)}
     if not (folder / CONFIG).is_file():  # not before all that could be wrong with the command has been found
-        _write(folder / CONFIG, config)
-    todo = [case for case in cases if case.question.id not in known]
-    done, n_tokens, start = len(known), 0, time.perf_counter()
-    with (folder / PREDICTIONS).open("a", encoding="utf-8", newline="\n") as file:
+        write_whole(folder / CONFIG, json_text(config))
+    with _predictions(folder) as rows:
+        known = {row["id"] for row in rows}
+        todo = [case for case in cases if case.question.id not in known]
+        done, n_tokens, start = len(known), 0, time.perf_counter()
 
         def store(number: int, reply: Reply) -> None:
             nonlocal done, n_tokens
             prediction = predict(todo[number], reply, plan.choice, threshold)
-            _append(file, prediction, folder)
+            rows.add(to_json(prediction))
             done, n_tokens = done + 1, n_tokens + reply.prompt_tokens + reply.answer_tokens
             if progress:
                 progress(f"answers, {config['arm']}", done, len(cases), " ".join(prediction.answer.split())[:60])
@@ -236,56 +208,15 @@ def _finish(folder: Path, arm: Arm, cases: Sequence[Case], plan: Plan, spent: Sp
         tokens_per_second=spent.n_tokens / spent.seconds if spent.n_tokens else 0.0,
         peak_memory_mb=memory_of().get("peak", 0) / 1e6,
     )
-    _write_lines(folder / PREDICTIONS, predictions)
-    _write(folder / SUMMARY, to_json(summary))
+    write_whole(folder / PREDICTIONS, "".join(json.dumps(to_json(p), ensure_ascii=False) + "\n" for p in predictions))
+    write_whole(folder / SUMMARY, json_text(to_json(summary)))
 
 
 def _whole_predictions(folder: Path) -> list[Prediction]:
     """Read what is stored, and take a last line that a kill has cut off out of the file."""
-    try:
-        predictions = read_predictions(folder)
-    except (ValueError, TypeError, KeyError) as error:
-        raise EdgeRagError(
-            f"{folder / PREDICTIONS} is damaged: {error}", mend=f"remove {folder}, and run again"
-        ) from error
-    path = folder / PREDICTIONS
-    if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        _write_lines(path, predictions)
-    return predictions
+    with _predictions(folder) as rows:
+        return [from_json(row) for row in rows]
 
 
-def _append(file: IO[str], prediction: Prediction, folder: Path) -> None:
-    try:
-        file.write(_line(prediction))
-        file.flush()
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _write_lines(path: Path, predictions: Sequence[Prediction]) -> None:
-    _replace(path, "".join(map(_line, predictions)))
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    _replace(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def _line(prediction: Prediction) -> str:
-    return json.dumps(to_json(prediction), ensure_ascii=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unwritable(path.parent, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> EdgeRagError:
-    return EdgeRagError(
-        f"{folder} cannot be written: {error.strerror}; what is there is whole",
-        mend="free space or mend permissions, and run the same command again: it goes on where it stopped",
-    )
+def _predictions(folder: Path) -> Rows:
+    return Rows(folder / PREDICTIONS, from_json)

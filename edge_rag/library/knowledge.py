@@ -1,5 +1,6 @@
 """The library as the rest of the house sees it: open it, put files in, ask it, keep it."""
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -279,6 +280,15 @@ class Library:
                 n_indexed=manifest.count if manifest else 0,
                 n_tail=one(f"SELECT count(*) FROM vectors WHERE chunk_id > {last}"),
             )
+
+    def fingerprint(self) -> str:
+        """Return a hash of what a search can find and of the model that finds it: equal ones give equal results."""
+        digest = hashlib.sha256()
+        with self._reading() as db:
+            digest.update(schema.get_meta(db, "embedder_fingerprint").encode())
+            for chunk_id, proof in db.execute("SELECT id, digest FROM chunks ORDER BY id"):
+                digest.update(b"%d " % chunk_id + proof)
+        return digest.hexdigest()[:32]
 
     def doctor(self, *, deep: bool = False, repair: bool = False) -> Findings:
         """See `edge_rag.library.diagnose`, which also works where a library cannot be opened."""
