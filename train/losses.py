@@ -1,0 +1,62 @@
+"""What a model is trained to make small, as plain functions of log-probabilities.
+
+`logps` are the log-probabilities of the tokens of answers: (rows, answers, tokens), where a row is one prompt and its answers
+are, in preference pairs, the chosen one and the rejected one; `mask` is 1 where there is a token. A loss has one number for
+each row, so that a step may be cut into pieces of any size and adds up to the same.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PreferenceLoss = Literal["orpo", "dpo", "simpo"]
+
+NEARLY_CERTAIN = -1e-6  # mean log-probability; log(1 - p) has no value at p = 1
+
+
+def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the tokens of each answer: (rows, answers)."""
+    return (logps * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
+    return (logps * mask).sum(-1)
+
+
+def answer_nll(logps: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of a token of the answer, mean over it: the prompt's tokens have no part in it."""
+    return -mean_logps(logps, mask)[:, 0]
+
+
+def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Log of odds(chosen) / odds(rejected), where odds(y) = p(y) / (1 - p(y)) and log p(y) is the mean over y's tokens.
+
+    ORPO, equation 7 (arXiv 2403.07691).
+    """
+    chosen, rejected = chosen.clamp(max=NEARLY_CERTAIN), rejected.clamp(max=NEARLY_CERTAIN)
+    return (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+
+
+def orpo(logps: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+    """Likelihood of the chosen answer, and beta times a penalty while the odds of the rejected one come near its own."""
+    means = mean_logps(logps, mask)
+    return answer_nll(logps, mask) - beta * F.logsigmoid(log_odds_ratio(means[:, 0], means[:, 1]))
+
+
+def dpo(logps: Tensor, mask: Tensor, reference: Tensor, *, beta: float) -> Tensor:
+    """DPO (arXiv 2305.18290, equation 7). `reference`: the sums of log-probabilities before training, (rows, 2)."""
+    gained = sum_logps(logps, mask) - reference
+    return -F.logsigmoid(beta * (gained[:, 0] - gained[:, 1]))
+
+
+def simpo(logps: Tensor, mask: Tensor, *, beta: float, margin: float) -> Tensor:
+    """SimPO (arXiv 2405.14734, equation 6): means instead of a reference, and a margin that the chosen answer must lead by."""
+    means = mean_logps(logps, mask)
+    return -F.logsigmoid(beta * (means[:, 0] - means[:, 1]) - margin)
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """Return log(1 - exp(x)) for x < 0 without losing digits at either end."""
+    return torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
