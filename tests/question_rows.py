@@ -1,5 +1,6 @@
 """A row of each published format, files of such rows, and what is expected of every set that loads or is refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,25 @@ def check(found: QuestionSet) -> None:
         assert question.answerable or not (question.answers or question.gold_ids)
         assert all(type(grade) is int and grade > 0 for grade in question.relevance.values())
     list(found.read_corpus())
+
+
+def door_questions(path: Path) -> Path:
+    """Write questions to train on: which colour has which door? One passage tells, two others speak of other doors."""
+    colours = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"]
+    places = ["north", "south", "east", "west", "upper", "lower", "inner", "outer"]
+    doors = [(place, number) for place in places for number in range(1, 9)]
+    rows = []
+    for n, (place, number) in enumerate(doors):
+        passages = [
+            {
+                "id": f"p{m}",
+                "title": f"Door {doors[m][1]}",
+                "text": f"The {doors[m][0]} door {doors[m][1]} is {colours[m % 8]}.",
+                "gold": m == n,
+            }
+            for m in (n, (n + 3) % 64, (n + 5) % 64)
+        ]
+        question = f"What is the {place} door {number}?"
+        rows.append({"id": f"q{n}", "question": question, "answers": [colours[n % 8]], "passages": passages})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

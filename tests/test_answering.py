@@ -1,5 +1,6 @@
 """Retrieval, citation, budget, abstention and chat, on a real library with the deterministic twins of the models."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from edge_rag.answering.cite import locate
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import leans_on_history, with_history
 from edge_rag.answering.nearest import Sentence, rank_sentences
-from edge_rag.answering.prompt import answer_messages
+from edge_rag.answering.prompt import INSTRUCTIONS, answer_messages, answer_so_far
 from edge_rag.answering.retrieve import fuse
 from edge_rag.answering.words import content_words, words
 from edge_rag.errors import EdgeRagError, UsageError
-from edge_rag.interfaces import Message, Passage
+from edge_rag.interfaces import Message, Passage, Style
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 from edge_rag.testing import EchoGenerator, HashEmbedder
@@ -303,6 +304,38 @@ def test_an_answer_streams_and_closes_what_it_opened(library: Library) -> None:
     assert "".join(said) == answer.text == "Key 17."
     assert generator.closed
     assert 0 < answer.timings.first_token_ms <= answer.timings.total_ms
+
+
+@pytest.mark.parametrize(
+    ("style", "output", "answer"),
+    [
+        ("words", "\nkey 17\nBecause the passage says so.", "key 17"),
+        ("rationale", "The west door is locked with key 17. Answer: key 17\nMore.", "key 17"),
+        ("rationale", "The west door is locked. Answer: This is not in these documents.", NOT_FOUND),
+    ],
+)
+def test_a_generator_is_asked_for_what_the_settings_say_and_only_its_answer_is_shown(
+    library: Library, style: Style, output: str, answer: str
+) -> None:
+    said: list[str] = []
+    settings = Settings(confidence=0.0, prompt=style)
+
+    class Spelling(Scripted):
+        def generate(self, messages: Sequence[Message], *, max_tokens: int) -> Iterator[str]:
+            self.asked.append(messages)
+            yield from self.answer
+
+    with Assistant(library, settings=settings, generator=(generator := Spelling(output))) as assistant:
+        found = assistant.ask("Which key locks the west door?", on_text=said.append)
+    assert found.text == answer
+    assert "".join(said).strip() == answer
+    assert INSTRUCTIONS[style] in generator.asked[0][-1].content
+
+
+@given(st.text(), st.sampled_from(["sentence", "words", "rationale"]))
+def test_what_is_streamed_of_an_answer_is_never_taken_back(output: str, style: Style) -> None:
+    shown = [answer_so_far(output[:n], style) for n in range(len(output) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
 
 
 def test_the_selector_decides_what_the_generator_sees(library: Library) -> None:

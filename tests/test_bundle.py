@@ -85,13 +85,14 @@ def test_sample_questions_are_answered_as_the_library_answers_it(lighthouse, bun
 
 
 def test_a_generated_answer_is_the_librarys_to_the_last_bit(lighthouse, generator_file, tmp_path):
-    settings = Settings(generator=str(generator_file), threads=1, answer_tokens=24, passages=2)
+    settings = Settings(generator=str(generator_file), threads=1, answer_tokens=24, passages=2, prompt="words")
     build(lighthouse, tmp_path / "x.erag", settings=settings)
     question = "What did the repair of the lantern roof cost?"
     with Library.open(lighthouse, settings=settings) as library, Assistant(library, settings=settings) as assistant:
         expected = assistant.ask(question)
     with Bundle.open(tmp_path / "x.erag") as bundle, bundle.assistant() as assistant:
         found = assistant.ask(question)
+        assert bundle.settings().prompt == "words"
         assert bundle.manifest.generator == generator_file.stem
     assert found.prompt_tokens > 100  # a language model was at work
     assert shown(found) == shown(expected)

@@ -19,9 +19,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def commands() -> Iterator[tuple[str, Any]]:
     root: Any = typer.main.get_command(app)
-    for name, command in root.commands.items():
+    yield from named("", root.commands)
+
+
+def named(group: str, members: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, command in members.items():
         inner = getattr(command, "commands", None)
-        yield from [(name, command)] if inner is None else [(f"{name} {sub}", c) for sub, c in inner.items()]
+        yield from [(f"{group}{name}", command)] if inner is None else named(f"{group}{name} ", inner)
 
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=[name for name, _ in commands()])

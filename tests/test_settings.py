@@ -44,6 +44,7 @@ def test_the_nearest_source_wins(places: tuple[Path, Path], monkeypatch: pytest.
         "thread = 1",
         "threads ==",
         "confidence = 2.0",
+        "prompt = 'poem'",
     ],
 )
 def test_a_wrong_setting_is_refused_with_the_file_that_holds_it(places: tuple[Path, Path], text: str) -> None:

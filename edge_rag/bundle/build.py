@@ -201,6 +201,7 @@ def _manifest(settings: Settings, embedder: Embedder, contents: Contents, texts:
         candidates=settings.candidates,
         context_tokens=settings.context_tokens,
         answer_tokens=settings.answer_tokens,
+        prompt=settings.prompt,
         confidence=settings.confidence,
         abstention_weights=SHIPPED.weights,
         abstention_threshold=SHIPPED.threshold,

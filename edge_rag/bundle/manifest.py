@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from edge_rag.bundle.container import FORMAT, MANIFEST_NAME, Entry, Trailer, broken, directory_size, place
 from edge_rag.errors import IntegrityError
+from edge_rag.interfaces import Style
 
 Role = Literal["generator", "adapter", "library", "index", "embedder", "licence", "sbom"]
 GENERATOR_NAME = "generator.gguf"
@@ -46,10 +47,11 @@ class Manifest:
     generator: str  # its name; "extractive": there is none
     embedder: str
     embedder_fingerprint: str
-    passages: int  # these four as in Settings
+    passages: int  # these six as in Settings
     candidates: int
     context_tokens: int
     answer_tokens: int
+    prompt: str
     confidence: float
     abstention_weights: tuple[float, ...]  # answering.evidence.Rule
     abstention_threshold: float
@@ -84,6 +86,7 @@ def from_json(path: Path, data: bytes, trailer: Trailer, file_size: int) -> Mani
             )
         parts = tuple(Part(**_typed(part, Part)) for part in fields.pop("parts"))
         weights = tuple(float(weight) for weight in fields.pop("abstention_weights"))
+        fields.setdefault("prompt", "sentence")  # as the first bundles were made
         fields |= {"parts": parts, "abstention_weights": weights}
         manifest = Manifest(**_typed(fields, Manifest))
         _check(manifest, len(data), trailer, file_size)
@@ -140,6 +143,8 @@ def _check(manifest: Manifest, manifest_size: int, trailer: Trailer, file_size: 
         raise ValueError("its generator is missing")
     if any(c in manifest.generator for c in "/\\") or not manifest.generator:
         raise ValueError("its generator has no name")
+    if manifest.prompt not in get_args(Style):
+        raise ValueError(f"its prompt is {manifest.prompt!r}"[:200])
     entries = manifest.entries(manifest_size)
     places = [entry.offset for entry in entries]
     if places != [*(part.offset for part in parts if part is not head), trailer.manifest_offset]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from edge_rag.answering import EXTRACTIVE, Assistant
 from edge_rag.answering.evidence import WEIGHTS, Rule
@@ -19,7 +19,7 @@ from edge_rag.bundle.container import TRAILER_BYTES, Trailer, broken, read_trail
 from edge_rag.bundle.manifest import EMBEDDER_FOLDER, Manifest, Part, Role, from_json
 from edge_rag.bundle.proof import extracted, prove, state_of
 from edge_rag.errors import IntegrityError, LibraryError, ModelError
-from edge_rag.interfaces import Embedder, Generator, Message
+from edge_rag.interfaces import Embedder, Generator, Message, Style
 from edge_rag.library import Library, schema
 from edge_rag.models import has_llama_cpp
 from edge_rag.settings import Settings
@@ -88,7 +88,8 @@ class Bundle:
         m = self.manifest
         return replace(
             base or Settings(), generator=m.generator, lora="", passages=m.passages, candidates=m.candidates,
-            context_tokens=m.context_tokens, answer_tokens=m.answer_tokens, confidence=m.confidence,
+            context_tokens=m.context_tokens, answer_tokens=m.answer_tokens, prompt=cast(Style, m.prompt),
+            confidence=m.confidence,
         )  # fmt: skip
 
     def library(self, settings: Settings | None = None) -> Library:

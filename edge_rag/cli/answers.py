@@ -41,6 +41,9 @@ GeneratorOption = Annotated[
     typer.Option(help="Model name, GGUF file, 'extractive', or http(s)://host/v1#model.", metavar="MODEL"),
 ]
 LoraOption = Annotated[str | None, typer.Option(help="GGUF adapter for the generator.", metavar="FILE")]
+PromptOption = Annotated[
+    str | None, typer.Option(help="Ask for a sentence, words, or a rationale (which is not shown).", metavar="STYLE")
+]
 PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]
 
 
@@ -103,6 +106,7 @@ def ask(
     bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    prompt: PromptOption = None,
     passages: PassagesOption = None,
     confidence: Annotated[
         float | None, typer.Option(help="Abstain below this probability, 0 to 1.", metavar="P")
@@ -119,7 +123,7 @@ def ask(
     from edge_rag.answering import EXTRACTIVE
 
     question = _read(question)
-    flags = {"generator": generator, "lora": lora, "passages": passages, "confidence": confidence}
+    flags = {"generator": generator, "lora": lora, "prompt": prompt, "passages": passages, "confidence": confidence}
     with _open_assistant(context, bundle, **flags) as (assistant, settings):
         answer = assistant.ask(
             question,
@@ -146,6 +150,7 @@ def chat(
     bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    prompt: PromptOption = None,
 ) -> None:
     """Talk with the documents.
 
@@ -158,7 +163,7 @@ def chat(
 
     filters = filters_of(path, type, after, before, meta)
     history: list[Turn] = []
-    with _open_assistant(context, bundle, generator=generator, lora=lora) as (assistant, _):
+    with _open_assistant(context, bundle, generator=generator, lora=lora, prompt=prompt) as (assistant, _):
         while question := _prompt():
             if question == "/new":
                 history.clear()

@@ -1,13 +1,11 @@
 """edge-rag bench: reproduce every published figure. Results are Markdown tables; --json has every value."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
+from edge_rag.cli.common import JsonFlag, command_line, print_json, progress_of, settings_of
 from edge_rag.settings import library_path
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ def ingest(
 
     report = speed_ingest.measure(
         docs, chunks=chunks, rounds=rounds, fp32=fp32, hf_folder=hf_folder, threads=settings_of(context).threads,
-        command=_command(), progress=progress_of(context),
+        command=command_line(), progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
 
@@ -75,7 +73,7 @@ def search(
         speed_search.questions_of(questions, limit),
         rows=rows,
         docs=docs,
-        command=_command(),
+        command=command_line(),
         progress=progress_of(context),
     )
     _print(report, json)
@@ -103,7 +101,7 @@ def ask(
     settings = settings_of(context)
     report = speed_ask.measure(
         library_path(settings.library), questions, generators=[settings.generator, *(gguf or ())], rounds=rounds,
-        settings=settings, command=_command(), progress=progress_of(context),
+        settings=settings, command=command_line(), progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
 
@@ -127,7 +125,39 @@ def answers(
 
     report = speed_answers.measure(
         speed_answers.prompts_of(questions, limit=limit, passages=passages), rounds=rounds, answer_tokens=tokens,
-        settings=settings_of(context), peer=peer, command=_command(), progress=progress_of(context),
+        settings=settings_of(context), peer=peer, command=command_line(), progress=progress_of(context),
+    )  # fmt: skip
+    _print(report, json)
+
+
+@app.command()
+def training(
+    context: typer.Context,
+    base: Annotated[
+        Path, typer.Option(help="Hugging Face folder of the model (made by export hf).", metavar="MODEL_DIR")
+    ],
+    questions: Annotated[
+        str, typer.Option(help="Question set in EDGE_RAG_DATA.", metavar="SET")
+    ] = "hotpotqa/distractor",
+    limit: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 32,
+    others: Annotated[int, typer.Option(help="Passages that do not hold the answer: 0 to so many.", min=0)] = 4,
+    batch: Annotated[int, typer.Option(help="Pairs for each step.", min=1)] = 8,
+    peer: Annotated[bool, typer.Option(help="Time trl's ORPOTrainer, too, where it is installed.")] = True,
+    rounds: RoundsOption = 3,
+    json: JsonFlag = False,
+) -> None:
+    """Time training on preference pairs, beside trl.
+
+    Example: edge-rag bench training --base ./smollm2 --limit 16 --rounds 2
+    """
+    from edge_rag.evaluation.bench import speed_training
+    from edge_rag.models import open_embedder
+
+    settings = settings_of(context)
+    report = speed_training.measure(
+        base, questions, n_pairs=limit, others=others, batch=batch, rounds=rounds, peer=peer,
+        embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings, command=command_line(),
+        progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
 
@@ -175,7 +205,7 @@ def index(
 
     reports = speed_index.measure(
         _names(part), rows=rows, generated=generated, source=vectors, peers=None if peers is None else _names(peers),
-        rounds=rounds, threads=threads, thorough=thorough, work=work, out=out, command=_command(),
+        rounds=rounds, threads=threads, thorough=thorough, work=work, out=out, command=command_line(),
         progress=progress_of(context),
     )  # fmt: skip
     if json:
@@ -199,7 +229,7 @@ def abstain(
 
     settings = settings_of(context)
     report = abstention_report.measure(
-        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=_command(),
+        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=command_line(),
         progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
@@ -220,7 +250,7 @@ def extract(
 
     settings = settings_of(context)
     report = extraction.measure(
-        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=_command(),
+        open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=command_line(),
         progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
@@ -237,7 +267,3 @@ def _print(report: "Report", json: bool) -> None:
 
 def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
-
-
-def _command() -> str:
-    return shlex.join(["edge-rag", *sys.argv[1:]])

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_rag.cli.answers import GeneratorOption, LoraOption, Question, ask
+from edge_rag.cli.answers import GeneratorOption, LoraOption, PromptOption, Question, ask
 from edge_rag.cli.common import JsonFlag, note, open_bundle, pairs_of, print_json, progress_of, settings_of
 from edge_rag.errors import UsageError
 from edge_rag.settings import Settings, library_path
@@ -31,6 +31,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.erag.", metavar="FILE")],
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    prompt: PromptOption = None,
     passages: Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")] = None,
     max_size: Annotated[
         str, typer.Option(help="Fail if it would be larger: 500MB, 2GB, or bytes.", metavar="SIZE")
@@ -59,7 +60,7 @@ def build(
     """
     from edge_rag.bundle.build import build as build_bundle
 
-    settings = settings_of(context, generator=generator, lora=lora, passages=passages)
+    settings = settings_of(context, generator=generator, lora=lora, prompt=prompt, passages=passages)
     manifest = build_bundle(
         library_path(library), out, settings=settings, max_bytes=_bytes(max_size), texts=not no_text,
         licences=pairs_of(licence, "--licence", "generator=Apache-2.0"), signing_key=sign, force=force,

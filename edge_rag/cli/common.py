@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edge_rag.errors import UsageError
 from edge_rag.settings import Settings, library_path, load_settings
@@ -30,6 +32,15 @@ class State:
 
     library: str | None
     quiet: bool
+
+
+class RunByDefault(TyperGroup):
+    """A group whose `run` may be left out: `edge-rag eval SET ...` is `edge-rag eval run SET ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -173,6 +184,17 @@ class ProgressLine:
         if self._live and self._stage:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         self._stage = ""
+
+
+def one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise UsageError(f"{flag} is {value!r}", mend=f"use one of: {', '.join(known)}")
+    return value
+
+
+def command_line() -> str:
+    """Return the command as it was typed, to be stored beside what it made."""
+    return shlex.join(["edge-rag", *sys.argv[1:]])
 
 
 def shown_path(path: str) -> str:

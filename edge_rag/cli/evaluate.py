@@ -1,28 +1,15 @@
 """edge-rag eval: run, compare, report."""
 
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
-from edge_rag.errors import UsageError
+from edge_rag.cli.common import JsonFlag, RunByDefault, command_line, one_of, print_json, progress_of, settings_of
 
 if TYPE_CHECKING:
     from edge_rag.evaluation.arms import Arm
     from edge_rag.evaluation.question_sets import Part, QuestionSet
-
-
-class RunByDefault(TyperGroup):
-    """`edge-rag eval SET ...` is `edge-rag eval run SET ...`."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands:
-            args = ["run", *args]
-        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -93,15 +80,15 @@ def run(
     adapter = settings.lora if lora is None else lora
     who = Who(generator or settings.generator, adapter, quantised, settings.threads, context_tokens)
     choice = Choice(
-        _one_of("--search", search, ("fused", "dense", "lexical")),
-        _one_of("--selector", selector, ("keep-top", "oracle")),
+        one_of("--search", search, ("fused", "dense", "lexical")),
+        one_of("--selector", selector, ("keep-top", "oracle")),
         keep,
-        _one_of("--prompt", prompt, ("sentence", "words", "rationale")),
+        one_of("--prompt", prompt, ("sentence", "words", "rationale")),
         answer_tokens,
         seed,
     )
     arms = [parse_arm(text) for text in dict.fromkeys(arm)]
-    questions = load_set(set, part=_one_of("--part", part, ("all", "dev", "train")), limit=limit, seed=seed)
+    questions = load_set(set, part=one_of("--part", part, ("all", "dev", "train")), limit=limit, seed=seed)
     runs = evaluate(
         questions,
         _folders(out, questions.name, arms),
@@ -110,7 +97,7 @@ def run(
         settings,
         part=part,
         limit=limit,
-        command=_command(),
+        command=command_line(),
         progress=progress_of(context),
     )
     if json:
@@ -191,9 +178,9 @@ def search(
 
     settings = settings_of(context)
     report = retrieval_table.measure(
-        [_at_most(limit, spec, _one_of("--part", part, ("all", "dev", "train"))) for spec in dict.fromkeys(sets)], k=k,
+        [_at_most(limit, spec, one_of("--part", part, ("all", "dev", "train"))) for spec in dict.fromkeys(sets)], k=k,
         peers=[peer.strip() for peer in peers.split(",") if peer.strip()], fp32=fp32,
-        embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings, command=_command(),
+        embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings, command=command_line(),
         progress=progress_of(context),
     )  # fmt: skip
     if json:
@@ -209,19 +196,9 @@ def _at_most(limit: int | None, spec: str, part: "Part") -> "QuestionSet":
     return found if limit is None or len(found.questions) <= limit else load_set(spec, part=part, limit=limit)
 
 
-def _one_of(flag: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise UsageError(f"{flag} is {value!r}", mend=f"use one of: {', '.join(known)}")
-    return value
-
-
 def _folders(out: Path | None, set_name: str, arms: "list[Arm]") -> "dict[Arm, Path]":
     names = {arm: str(arm).replace(":", "-") for arm in arms}  # NTFS has no colons
     if out is not None and len(arms) == 1:
         return {arms[0]: out}
     parent = out or Path("runs", set_name.replace("/", "-"))
     return {arm: parent / name for arm, name in names.items()}
-
-
-def _command() -> str:
-    return shlex.join(["edge-rag", *sys.argv[1:]])

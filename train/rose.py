@@ -1,0 +1,519 @@
+"""RoseRAG (arXiv 2502.10993): a small model learns from its own reasons which passages not to trust.
+
+    examples     questions with the passages that answer them among others, or with others only (as in supervised training)
+    writer       the model as llama.cpp runs it, to write and score fast on a CPU; on a GPU the one that is trained writes
+    responses    right ones: reasons that the model gives when it sees the answer, kept if it finds the answer from them when
+                 it does not see it. Wrong ones: what it writes from the noisy passages alone, if that is wrong
+    pairs        for each question the right response that the model finds least likely, and the wrong one that it finds most
+                 likely: where it has most to learn
+    model        an adapter fitted to prefer the first to the second
+
+Where the passages do not hold the answer, to say so is the right response, and every answer is a wrong one. With several rounds
+each begins from the model of the one before.
+"""
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, answer_messages, final_answer
+from edge_rag.errors import EdgeRagError, UsageError
+from edge_rag.evaluation.run_folder import Rows, content_key, file_hashes, read_rows
+from edge_rag.evaluation.scoring import contains_answer, score_text, squad_words
+from edge_rag.interfaces import Embedder, Message, Progress, Style
+from edge_rag.settings import Settings
+
+from . import losses
+from .examples import Example
+from .fit import Fitted, Loss, Row, fit_stage
+from .gguf_model import GgufModel
+from .language_model import LanguageModel, Sampled
+from .page import Beside, Section, Value
+from .run import ROWS, TrainingRun
+from .supervised import Plan, hashes_of_sets, make_examples, read_examples
+from .trainable import ADAPTER, Trainable, open_trainable
+
+Pick = Literal["hardest", "random", "easiest"]
+
+RESPONSES = "responses"
+REASON_TOKENS, ANSWER_TOKENS = 80, 24
+RIGHT_F1, WRONG_F1 = 0.8, 0.4  # an answer between them is neither: its question is left to the others
+LEAST_WORDS, MOST_WORDS = 4, 80  # of reasons
+LEAST_KNOWN = 0.6  # share of the reasons' words that stand in the passages or the question: the rest is made up
+LEAST_USED = (
+    3  # words of the passages that are neither the question's nor the answer's: without them the hint was repeated
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """How pairs are made, and what is done with them."""
+
+    samples: int = 4  # responses of each kind to each question
+    temperature: float = 0.8
+    rejection: bool = True  # False: reasons count as right whatever the model concludes from them
+    pick: Pick = "hardest"
+    loss: losses.PreferenceLoss = "orpo"
+    beta: float = 0.1
+    margin: float = 0.5  # of SimPO
+    rounds: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question's right and wrong response, and how likely the model finds a token of each under its prompt."""
+
+    example: str  # its id
+    question: str
+    answers: tuple[str, ...]
+    chosen: str
+    rejected: str
+    chosen_logprob: float
+    rejected_logprob: float
+
+
+def train_rose(
+    base: Path,
+    out: Path,
+    plan: Plan,
+    preferences: Preferences,
+    *,
+    adapter: Path | None,
+    responses: Path | None = None,
+    embedder: Embedder,
+    settings: Settings,
+    command: str,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train; RUN/model holds the adapter. `adapter` is what the first round starts from: the supervised one.
+
+    `responses` is another run, say with another loss: what was sampled there from the same model is not sampled again.
+    """
+    first = open_trainable(
+        base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+    )
+    config = {
+        "method": "rose",
+        "base": file_hashes(base),
+        "adapter": file_hashes(adapter) if adapter else {},
+        **asdict(plan),
+        **asdict(preferences),
+        "sets": hashes_of_sets(plan),
+        "prompt_version": PROMPT_VERSION,
+    }
+    with TrainingRun.open(out, config, command=command, force=force) as run:
+        examples = make_examples(run, plan, first, embedder, settings, progress)
+        if responses is not None and run.is_main:
+            _borrow(responses, run)
+        fitted, model = None, first
+        for number in range(1, preferences.rounds + 1):
+            name = "model" if number == preferences.rounds else f"model-{number}"
+            if number > 1:
+                model = open_trainable(
+                    base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+                )
+            round_ = _Round(run, number, name, model, base, adapter, examples, plan, preferences, settings, progress)
+            fitted = round_.train()
+            adapter = run.folder / name / ADAPTER
+        assert fitted is not None
+        return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Responses, pairs and a model, from the examples and the model before."""
+
+    run: TrainingRun
+    number: int
+    name: str  # of the stage that trains
+    model: Trainable
+    base: Path
+    adapter: Path | None
+    examples: Path
+    plan: Plan
+    preferences: Preferences
+    settings: Settings
+    progress: Progress | None
+
+    def train(self) -> Fitted:
+        pairs = self.make_pairs()
+        inputs = {
+            "pairs": [pairs / "train.jsonl", pairs / "dev.jsonl"],
+            "base": self.base,
+            "adapter": self.adapter or "",
+            "lora_rank": self.plan.lora_rank,
+            "loss": [self.preferences.loss, self.preferences.beta, self.preferences.margin],
+        }
+
+        def rows() -> tuple[list[Row], list[Row]]:
+            return self.rows(pairs, "train"), self.rows(pairs, "dev")
+
+        return fit_stage(
+            self.run, self.name, inputs, self.model, rows, _loss(self.preferences), self.plan.fitting, self.progress
+        )
+
+    def make_pairs(self) -> Path:
+        """Make the pairs of both parts; return the folder that holds train.jsonl and dev.jsonl."""
+        name = f"pairs-{self.number}"
+        inputs = {
+            "examples": [self.examples / "train.jsonl", self.examples / "dev.jsonl"],
+            "base": self.base,
+            "adapter": self.adapter or "",
+            "preferences": {**asdict(self.preferences), "loss": "", "beta": 0, "margin": 0, "rounds": 0},
+            "style": self.plan.style,
+        }
+        with self.run.stage(name, inputs) as stage:
+            if not stage.is_complete:
+                counts: dict[str, Counter[str]] = {}
+                with self.writer() as writer:
+                    for part in ("train", "dev"):
+                        examples = read_examples(self.examples, part)
+                        counts[part] = Counter()
+                        responses = self.responses(writer, part, examples, counts[part])
+                        pairs = self.pairs(writer, part, examples, responses, counts[part])
+                        if not pairs:
+                            raise _no_pairs(part, counts[part])
+                        (stage.folder / f"{part}.jsonl").unlink(missing_ok=True)
+                        with Rows(stage.folder / f"{part}.jsonl") as rows:
+                            for pair in pairs:
+                                rows.add(asdict(pair))
+                        if part == "train":
+                            self.show(pairs, examples)
+                self.run.show(name, _counts_section(f"Responses and pairs, round {self.number}", counts))
+        return self.run.folder / name
+
+    @contextmanager
+    def writer(self) -> Iterator[LanguageModel]:
+        """The model that writes: on a CPU as a GGUF, which llama.cpp runs several times as fast as torch."""
+        if self.model.is_on_gpu:
+            yield self.model.language_model
+            return
+        name = f"writer-{self.number}"
+        with self.run.stage(name, {"base": self.base, "adapter": self.adapter or ""}) as stage:
+            if not stage.is_complete:
+                if self.progress:
+                    self.progress(name, 0, 1, "export gguf")
+                _export(self.base, self.adapter, stage.folder / "model.gguf", self.settings.threads)
+        file = self.run.folder / name / "model.gguf"
+        with GgufModel(file, threads=self.settings.threads, context_tokens=self.context_tokens) as writer:
+            yield writer
+
+    @property
+    def context_tokens(self) -> int:
+        return self.plan.prompt_tokens + 2 * REASON_TOKENS + 4 * ANSWER_TOKENS
+
+    def responses(
+        self, writer: LanguageModel, part: str, examples: Sequence[Example], counts: Counter[str]
+    ) -> dict[str, "Responses"]:
+        """Gather right and wrong responses to each example, by its id."""
+        prompts = [answer_messages(e.question, e.passages, style=self.plan.style) for e in examples]
+        tokens = ANSWER_TOKENS if self.plan.style == "words" else REASON_TOKENS + ANSWER_TOKENS
+        plain = self.sample(writer, f"{part}, from the passages", prompts, tokens)
+        helped = self.helped(writer, part, examples, prompts) if self.plan.style == "rationale" else {}
+        found = {}
+        for n, example in enumerate(examples):
+            gathered = found[example.id] = Responses()
+            if not example.answers:
+                gathered.right.add(NOT_FOUND)
+            elif self.plan.style == "words":
+                gathered.right.add(example.target)
+            for text in helped.get(n, ()):
+                gathered.right.add(text)
+                counts["reasons that hold"] += 1
+            for sample in plain[n]:
+                kind = judge(sample, example, self.plan.style)
+                counts[f"{kind}, from the passages"] += 1
+                if kind == "wrong":
+                    gathered.wrong.add(sample.text.strip())
+                elif kind == "right" and (self.plan.style == "words" or is_sound(reasons_of(sample.text), example)):
+                    gathered.right.add(sample.text.strip())
+        return found
+
+    def helped(
+        self, writer: LanguageModel, part: str, examples: Sequence[Example], prompts: Sequence[Sequence[Message]]
+    ) -> dict[int, list[str]]:
+        """Let the model give reasons with the answer in sight, and answer from them without it."""
+        asked = [n for n, example in enumerate(examples) if example.answers]
+        hints = [_hint(examples[n]) for n in asked]
+        given = dict(zip(asked, self.sample(writer, f"{part}, reasons", hints, REASON_TOKENS), strict=True))
+        begun: list[tuple[int, str]] = []
+        for n, samples in given.items():
+            reasons = dict.fromkeys(" ".join(sample.text.split()) for sample in samples if sample.is_whole)
+            begun += [(n, f"{text} {ANSWER_MARK}") for text in reasons if is_sound(text, examples[n])]
+        concluded = self.sample(
+            writer, f"{part}, conclusions", [[*prompts[n], Message("assistant", text)] for n, text in begun], ANSWER_TOKENS,
+            n=1, temperature=0.0,
+        )  # fmt: skip
+        kept: dict[int, list[str]] = {}
+        for (n, text), (answer,) in zip(begun, concluded, strict=True):
+            whole = f"{text} {answer.text.strip()}"
+            if not self.preferences.rejection or is_right(final_answer(whole, "rationale"), examples[n]) == "right":
+                kept.setdefault(n, []).append(whole)
+        return kept
+
+    def pairs(
+        self,
+        writer: LanguageModel,
+        part: str,
+        examples: Sequence[Example],
+        responses: Mapping[str, "Responses"],
+        counts: Counter[str],
+    ) -> list[Pair]:
+        """Choose a pair for each example that has responses of both kinds."""
+        both = [example for example in examples if responses[example.id].right and responses[example.id].wrong]
+        counts["no right response"] = sum(not responses[e.id].right for e in examples)
+        counts["no wrong response"] = sum(not responses[e.id].wrong for e in examples)
+        counts["pairs"] = len(both)
+        prompts = [answer_messages(e.question, e.passages, style=self.plan.style) for e in both]
+        texts = [[*sorted(responses[e.id].right), *sorted(responses[e.id].wrong)] for e in both]
+        scored = writer.score(prompts, texts, self.told(f"{part}, scores", len(both)))
+        found = []
+        for example, scores in zip(both, scored, strict=True):
+            means = {score.text: score.mean for score in scores}
+            right = {text: means[text] for text in sorted(responses[example.id].right)}
+            wrong = {text: means[text] for text in sorted(responses[example.id].wrong)}
+            chosen, rejected = choose(right, wrong, self.preferences.pick, f"{self.plan.fitting.seed} {example.id}")
+            found.append(
+                Pair(
+                    example.id, example.question, example.answers, chosen, rejected, right[chosen], wrong[rejected]
+                )
+            )  # fmt: skip
+        return found
+
+    def rows(self, pairs: Path, part: str) -> list[Row]:
+        """Make the rows to train on; DPO compares with what the model thought of them before."""
+        examples = {example.id: example for example in read_examples(self.examples, part)}
+        found = read_pairs(pairs, part)
+        prompts = [
+            answer_messages(e.question, e.passages, style=self.plan.style) for e in (examples[p.example] for p in found)
+        ]
+        before: list[tuple[float, ...]] = [()] * len(found)
+        if self.preferences.loss == "dpo":
+            scored = self.model.language_model.score(
+                prompts, [[pair.chosen, pair.rejected] for pair in found], self.told(f"{part}, reference", len(found))
+            )
+            before = [tuple(score.sum for score in scores) for scores in scored]
+        return [
+            Row(
+                self.model.prompt(prompt),
+                (self.model.answer(pair.chosen), self.model.answer(pair.rejected)),
+                reference,
+            )
+            for pair, prompt, reference in zip(found, prompts, before, strict=True)
+        ]
+
+    def sample(
+        self,
+        writer: LanguageModel,
+        what: str,
+        prompts: Sequence[Sequence[Message]],
+        max_tokens: int,
+        *,
+        n: int = 0,
+        temperature: float | None = None,
+    ) -> list[list[Sampled]]:
+        """Sample, and remember what was sampled: it is dear, and another session finds it."""
+        n = n or self.preferences.samples
+        temperature = self.preferences.temperature if temperature is None else temperature
+        seed = self.plan.fitting.seed
+        made_by = content_key(file_hashes(self.base), file_hashes(self.adapter) if self.adapter else {}, writer.name)
+        keys = [content_key(made_by, _as_json(prompt), n, max_tokens, temperature, seed) for prompt in prompts]
+        with self.run.rows(RESPONSES) as known:
+            new = [i for i, key in enumerate(keys) if key not in known]
+            tell = self.told(what, len(new))
+
+            def store(index: int, samples: list[Sampled]) -> None:
+                known.add(keys[new[index]], [asdict(sample) for sample in samples])
+                tell(index, samples)
+
+            if new:
+                writer.sample(
+                    [prompts[i] for i in new], n=n, max_tokens=max_tokens, temperature=temperature, seed=seed, on_done=store
+                )  # fmt: skip
+            return [[Sampled(**sample) for sample in known[key]] for key in keys]
+
+    def told(self, what: str, total: int) -> Callable[[int, object], None]:
+        done = 0
+
+        def tell(index: int, result: object) -> None:
+            nonlocal done
+            done += 1
+            if self.progress:
+                self.progress(f"round {self.number}, {what}", done, total, "")
+
+        return tell
+
+    def show(self, pairs: Sequence[Pair], examples: Sequence[Example]) -> None:
+        shown = random.Random(0).sample(list(pairs), min(30, len(pairs)))
+        beside = [
+            Beside(
+                pair.question, f"chosen ({pair.chosen_logprob:.2f})", pair.chosen, f"rejected ({pair.rejected_logprob:.2f})",
+                pair.rejected, f"right: {' | '.join(pair.answers) or 'not in these passages'}",
+            )
+            for pair in shown
+        ]  # fmt: skip
+        note = "Chosen and rejected responses, and the mean log-probability of their tokens before training."
+        self.run.show(f"pairs-{self.number}-shown", Section(f"Pairs, round {self.number}", note, pairs=beside))
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    right: set[str] = field(default_factory=set)
+    wrong: set[str] = field(default_factory=set)
+
+
+Kind = Literal["right", "wrong", "unclear"]
+
+
+def judge(sample: Sampled, example: Example, style: Style) -> Kind:
+    """Judge what the model wrote. What it did not end is nobody's example."""
+    if not sample.is_whole or not sample.text.strip():
+        return "unclear"
+    if style == "rationale" and NOT_FOUND not in sample.text and not has_mark(sample.text):
+        return "unclear"
+    return is_right(sample.text if NOT_FOUND in sample.text else final_answer(sample.text, style), example)
+
+
+def is_right(answer: str, example: Example) -> Kind:
+    """Compare an answer with all accepted ones. A wrong one must not hold a right one, nor be nearly it: aliases are many."""
+    if NOT_FOUND in answer:
+        return "wrong" if example.answers else "right"
+    if not answer:
+        return "unclear"
+    if not example.answers:
+        return "wrong"
+    scores = score_text(answer, example.answers)
+    if scores["em"] or scores["f1"] >= RIGHT_F1:
+        return "right"
+    held = contains_answer(answer, example.answers) or any(contains_answer(a, [answer]) for a in example.answers)
+    return "unclear" if held or scores["f1"] > WRONG_F1 else "wrong"
+
+
+def is_sound(reasons: str, example: Example) -> bool:
+    """Tell whether reasons are of a fit length, made of what the passages say, and more than the hint again."""
+    words = squad_words(reasons)
+    if not LEAST_WORDS <= len(words) <= MOST_WORDS or NOT_FOUND in reasons or has_mark(reasons):
+        return False
+    shown = {word for p in example.passages for word in squad_words(f"{p.title} {p.text}")}
+    hinted = set(squad_words(example.question)) | {word for answer in example.answers for word in squad_words(answer)}
+    known = sum(word in shown or word in hinted for word in words) / len(words)
+    used = {word for word in words if word in shown and word not in hinted and len(word) > 3}
+    return known >= LEAST_KNOWN and len(used) >= LEAST_USED
+
+
+def reasons_of(text: str) -> str:
+    """Return what stands before the mark."""
+    return text.partition(ANSWER_MARK)[0].strip()
+
+
+def has_mark(text: str) -> bool:
+    return ANSWER_MARK.casefold() in text.casefold()
+
+
+def choose(right: Mapping[str, float], wrong: Mapping[str, float], pick: Pick, seed: str) -> tuple[str, str]:
+    """Choose a right and a wrong response by what the model thinks of them."""
+    if pick == "random":
+        draw = random.Random(seed)
+        return draw.choice(sorted(right)), draw.choice(sorted(wrong))
+    least, most = (min, max) if pick == "hardest" else (max, min)
+    return least(right, key=lambda text: right[text]), most(wrong, key=lambda text: wrong[text])
+
+
+def read_pairs(folder: Path, part: str = "train") -> list[Pair]:
+    rows = read_rows(folder / f"{part}.jsonl")
+    return [Pair(**{**row, "answers": tuple(row["answers"])}) for row in rows]
+
+
+def newest_pairs(run: Path) -> Path:
+    """Return the folder of a run's last pairs."""
+    found = sorted(path.parent for path in run.glob("pairs-[0-9]*/train.jsonl") if path.parent.suffix == "")
+    if not found:
+        raise UsageError(f"{run} holds no pairs", mend="give the folder of a run of train rose that has come so far")
+    return found[-1]
+
+
+def _hint(example: Example) -> list[Message]:
+    """Ask for the reasons of an answer that is given away."""
+    blocks = [
+        f"Passage {n}{f' ({p.title})' if p.title else ''}:\n{' '.join(p.text.split())}"
+        for n, p in enumerate(example.passages, start=1)
+    ]
+    task = (
+        f"The question is: {example.question}\nThe right answer is: {example.target}\n"
+        "Say in one or two sentences which facts of the passages lead to this answer."
+    )
+    return [
+        Message("system", "You explain how passages answer a question."),
+        Message("user", "\n\n".join([*blocks, task])),
+    ]
+
+
+def _loss(preferences: Preferences) -> Loss:
+    def loss(logps: Tensor, mask: Tensor, reference: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if preferences.loss == "orpo":
+            found = losses.orpo(logps, mask, beta=preferences.beta)
+        elif preferences.loss == "dpo":
+            found = losses.dpo(logps, mask, reference, beta=preferences.beta)
+        else:
+            found = losses.simpo(logps, mask, beta=preferences.beta, margin=preferences.margin)
+        means = losses.mean_logps(logps, mask)
+        figures = {
+            "nll": losses.answer_nll(logps, mask),
+            "preferred": (means[:, 0] > means[:, 1]).float(),
+            "margin": means[:, 0] - means[:, 1],
+        }
+        return found, figures
+
+    return loss
+
+
+def _borrow(other: Path, run: TrainingRun) -> None:
+    """Add the responses of another run to this one's: their keys say what they were made from."""
+    stored = read_rows(other / ROWS / f"{RESPONSES}.jsonl")
+    if not stored:
+        raise UsageError(
+            f"{other} holds no responses", mend="give the folder of a run of train rose that has come so far"
+        )
+    with run.rows(RESPONSES) as known:
+        for row in stored:
+            if row["key"] not in known:
+                known.add(row["key"], row["value"])
+
+
+def _export(base: Path, adapter: Path | None, file: Path, threads: int) -> None:
+    """Make a GGUF of the model, by the command: training and export meet on disk."""
+    merged = ["--lora", str(adapter)] if adapter else []
+    command = ["export", "gguf", str(base), "-o", str(file), "--type", "f16", "--untimed", "--force", *merged]
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_rag", "--quiet", *command], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise EdgeRagError(f"edge-rag {' '.join(command)} failed: {said[-1].removeprefix('error: ') if said else ''}")
+
+
+def _no_pairs(part: str, counts: Counter[str]) -> EdgeRagError:
+    lacking = max(("no right response", "no wrong response"), key=lambda kind: counts[kind])
+    return EdgeRagError(
+        f"no pair came out of the {part} examples: {counts[lacking]} have {lacking}",
+        mend="start from a supervised adapter (--adapter), or give more --samples, a higher --temperature or more --others",
+    )
+
+
+def _counts_section(title: str, counts: Mapping[str, Counter[str]]) -> Section:
+    names = sorted({name for counted in counts.values() for name in counted})
+    rows: list[list[Value]] = [[name, *(counted[name] for counted in counts.values())] for name in names]
+    return Section(title, "", ("", *counts), rows)
+
+
+def _as_json(prompt: Iterable[Message]) -> list[list[str]]:
+    return [[message.role, message.content] for message in prompt]

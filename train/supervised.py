@@ -1,0 +1,137 @@
+"""Supervised training: right answers from passages of which some, or all, do not hold them.
+
+    examples    questions with the passages that answer them among others that do not, or with such others only
+    model       an adapter (or all weights) fitted to the answers; the weights that were best on dev are kept
+
+It is what the other methods must beat, and what they start from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from edge_rag.answering.prompt import PROMPT_VERSION, answer_messages
+from edge_rag.evaluation.question_sets import Part, load_set
+from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
+from edge_rag.interfaces import Embedder, Progress, Style
+from edge_rag.settings import Settings
+
+from . import losses
+from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
+from .fit import Fitted, Fitting, Row, fit_stage
+from .page import examples_section
+from .run import TrainingRun
+from .trainable import Trainable, open_trainable
+
+EXAMPLES, MODEL = "examples", "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a supervised training depends on, but the base model."""
+
+    sets: tuple[str, ...]
+    limit: int | None = None  # examples of each set
+    dev_limit: int = 40  # of each set, to choose the best weights by
+    noise: Noise = field(default_factory=Noise)
+    style: Style = "words"
+    prompt_tokens: int = 1024
+    lora_rank: int = 32  # 0: all weights are trained
+    fitting: Fitting = field(default_factory=Fitting)
+
+
+def train_supervised(
+    base: Path,
+    out: Path,
+    plan: Plan,
+    *,
+    embedder: Embedder,
+    settings: Settings,
+    command: str,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train; RUN/model holds the adapter. The same call goes on with a run that was interrupted."""
+    model = open_trainable(base, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed)
+    config = {
+        "method": "supervised",
+        "base": file_hashes(base),
+        **asdict(plan),
+        "sets": hashes_of_sets(plan),
+        "prompt_version": PROMPT_VERSION,
+    }
+    with TrainingRun.open(out, config, command=command, force=force) as run:
+        examples = make_examples(run, plan, model, embedder, settings, progress)
+        return fit_answers(run, plan, model, base, examples, progress)
+
+
+def hashes_of_sets(plan: Plan) -> dict[str, str]:
+    return {name: load_set(name, limit=1).sha256 for name in plan.sets}
+
+
+def make_examples(
+    run: TrainingRun,
+    plan: Plan,
+    model: Trainable,
+    embedder: Embedder,
+    settings: Settings,
+    progress: Progress | None,
+) -> Path:
+    """Make the examples of all sets; return the folder that holds train.jsonl and dev.jsonl."""
+    inputs = {
+        "sets": hashes_of_sets(plan),
+        "limits": [plan.limit, plan.dev_limit],
+        "noise": plan.noise,
+        "style": plan.style,
+        "prompt": [PROMPT_VERSION, plan.prompt_tokens],
+        "seed": plan.fitting.seed,
+    }
+    with run.stage(EXAMPLES, inputs) as stage:
+        if not stage.is_complete:
+            statistics: dict[str, list[Statistics]] = {}
+            parts: Mapping[Part, int | None] = {"train": plan.limit, "dev": plan.dev_limit}
+            for part, limit in parts.items():
+                statistics[part] = []
+                (stage.folder / f"{part}.jsonl").unlink(missing_ok=True)
+                with Rows(stage.folder / f"{part}.jsonl") as rows:
+                    for name in plan.sets:
+                        examples, found = examples_of(
+                            load_set(name, part=part), plan.noise, counter=model, style=plan.style,
+                            prompt_tokens=plan.prompt_tokens, embedder=embedder, settings=settings,
+                            seed=plan.fitting.seed, limit=limit, progress=progress,
+                        )  # fmt: skip
+                        statistics[part].append(found)
+                        for example in examples:
+                            rows.add(example_row(example))
+            run.show(EXAMPLES, examples_section(statistics))
+    return run.folder / EXAMPLES
+
+
+def fit_answers(
+    run: TrainingRun, plan: Plan, model: Trainable, base: Path, examples: Path, progress: Progress | None
+) -> Fitted:
+    """Fit the model to the answers, and save what was trained."""
+
+    def rows() -> tuple[list[Row], list[Row]]:
+        return (
+            [row_of(example, model, plan.style) for example in read_examples(examples, "train")],
+            [row_of(example, model, plan.style) for example in read_examples(examples, "dev")],
+        )
+
+    inputs = {"examples": [examples / "train.jsonl", examples / "dev.jsonl"], "base": base, "lora_rank": plan.lora_rank}
+    return fit_stage(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, progress)
+
+
+def read_examples(folder: Path, part: str) -> list[Example]:
+    return [example_of_row(row) for row in read_rows(folder / f"{part}.jsonl")]
+
+
+def row_of(example: Example, model: Trainable, style: Style) -> Row:
+    prompt = answer_messages(example.question, example.passages, style=style)
+    return Row(model.prompt(prompt), (model.answer(example.target),))
+
+
+def _answer_loss(logps: Tensor, mask: Tensor, _: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return losses.answer_nll(logps, mask), {}
