@@ -27,10 +27,11 @@ class Settings:
         "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     )
     lora: str = ""  # path of a GGUF adapter for the generator; "": none
+    selector: str = ""  # folder of an exported selector; "": passages in the order of the search
     threads: int = 0  # for models; 0: the physical cores that this process may use
     chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
     max_file_mb: int = 256  # larger files are reported, not read
-    candidates: int = 40  # passages fetched by each of lexical and dense search before they are fused
+    candidates: int = 40  # passages of lexical and of dense search, before they are fused; as many a selector scores
     passages: int = 4  # passages that the selector keeps for the generator
     context_tokens: int = 2048  # window of the generator: prompt and answer together
     answer_tokens: int = 160  # most tokens of an answer

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -50,6 +51,23 @@ def generator_file() -> Iterator[Path]:
 def default_models(generator_file: Path) -> Path:
     """The folder that the default models lie in, as settings.models_dir() would name it."""
     return generator_file.parent.parent
+
+
+@pytest.fixture(scope="session")
+def selector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder with random weights, as `export onnx --role selector` leaves it. Copy what you change."""
+    for package in ("torch", "transformers", "onnx"):
+        pytest.importorskip(package, reason="needs the [export] extra")
+    import typing
+
+    import tiny_encoders  # loads torch
+    from edge_rag.export.to_onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("selector")
+    source = tiny_encoders.save(folder / "source", "bert", n_labels=1)
+    quick: dict[str, Any] = {"n_texts": 60, "timed": False, "threads": 1, "sample": Path(typing.__file__)}
+    export_onnx(source, folder / "judge", "selector", precision="fp32", name="judge", **quick)
+    return folder / "judge"
 
 
 @pytest.fixture

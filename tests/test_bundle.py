@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import typing
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gguf_writing import write_gguf
+from typer.testing import CliRunner
 
 from edge_rag.answering import Assistant, retrieve
 from edge_rag.bundle import Bundle, opened
@@ -22,9 +25,12 @@ from edge_rag.bundle.container import Trailer, directory_bytes, directory_size, 
 from edge_rag.bundle.contents import relative_paths
 from edge_rag.bundle.signing import make_keys
 from edge_rag.bundle.verify import verify
-from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, UsageError
+from edge_rag.cli.commands import app
+from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, ModelError, UsageError
 from edge_rag.library import Filters, Library
+from edge_rag.models import selector
 from edge_rag.models.licences import card_licence
+from edge_rag.models.precision import Choice
 from edge_rag.settings import Settings, cache_dir
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -97,6 +103,75 @@ def test_a_generated_answer_is_the_librarys_to_the_last_bit(lighthouse, generato
     assert found.prompt_tokens > 100  # a language model was at work
     assert shown(found) == shown(expected)
     assert (tmp_path / "x.erag").read_bytes()[: generator_file.stat().st_size] == generator_file.read_bytes()
+
+
+def test_a_selector_chooses_in_a_bundle_as_it_does_in_the_library(lighthouse, selector_folder, tmp_path):
+    folder = Path(shutil.copytree(selector_folder, tmp_path / "judge"))
+    settings = Settings(generator="extractive", threads=1, candidates=12, passages=2, selector=str(folder))
+    manifest = build(lighthouse, tmp_path / "x.erag", settings=settings)
+    assert manifest.selector == "judge" and str(tmp_path) not in repr(manifest)
+    assert {p.name for p in manifest.parts if p.role == "selector"} == {
+        f"selector/{name}" for name in ("model.json", "model.fp32.onnx", "model.fp32.data", "vocab.txt")
+    }
+    with Library.open(lighthouse, settings=settings) as library:
+        with Assistant(library, settings=settings) as ours:
+            wanted = [ours.ask(question) for question in QUESTIONS[::8]]
+        with Assistant(library, settings=replace(settings, selector="")) as ours:
+            in_order = [shown(ours.ask(question)) for question in QUESTIONS[::8]]
+    shutil.rmtree(folder)
+    with Bundle.open(tmp_path / "x.erag") as bundle:
+        with bundle.assistant() as theirs:
+            found = [theirs.ask(question) for question in QUESTIONS[::8]]
+        with bundle.assistant(replace(bundle.settings(), selector="")) as theirs:
+            assert [shown(theirs.ask(question)) for question in QUESTIONS[::8]] == in_order
+        assert bundle.settings(Settings(selector="of the user")).selector == "judge"
+    assert [shown(answer) for answer in found] == [shown(answer) for answer in wanted] != in_order
+
+
+def test_a_bundles_selector_keeps_the_precision_that_it_was_built_with(
+    small_library, selector_folder, tmp_path, monkeypatch
+):
+    from edge_rag.export import onnx_parity, to_onnx
+
+    quick = {"n_texts": 60, "timed": False, "threads": 1, "sample": Path(typing.__file__)}
+    monkeypatch.setitem(onnx_parity.FLOORS, ("selector", "int8"), {})  # random weights score all texts nearly alike
+    to_onnx.export_onnx(selector_folder.parent / "source", tmp_path / "judge", "selector", precision="both", **quick)
+    settings = replace(EXTRACTS, selector=str(tmp_path / "judge"))
+    for liked, other in (("fp32", "int8"), ("int8", "fp32")):
+        monkeypatch.setattr(selector, "choose", lambda _, choice=liked: Choice(choice, "in this test"))
+        build(small_library, tmp_path / "x.erag", settings=settings, force=True)
+        monkeypatch.setattr(selector, "choose", lambda _, choice=other: Choice(choice, "in this test"))
+        with Bundle.open(tmp_path / "x.erag") as bundle:
+            assert bundle._scorer(EXTRACTS).precision == liked
+
+
+def test_a_selectors_licence_is_stated_and_without_texts_there_is_no_selector(small_library, selector_folder, tmp_path):
+    settings = replace(EXTRACTS, selector=str(selector_folder))
+    manifest = build(small_library, tmp_path / "x.erag", settings=settings)
+    assert {p.licence for p in manifest.parts if p.role == "selector"} == {"unknown"}
+    manifest = build(small_library, tmp_path / "x.erag", settings=settings, licences={"selector": "MIT"}, force=True)
+    assert {p.licence for p in manifest.parts if p.role == "selector"} == {"MIT"}
+    with zipfile.ZipFile(tmp_path / "x.erag") as archive:
+        listed = {c["name"]: c for c in json.loads(archive.read("sbom.cdx.json"))["components"]}
+    assert listed["selector/model.fp32.data"]["type"] == "machine-learning-model"
+    manifest = build(small_library, tmp_path / "x.erag", settings=settings, texts=False, force=True)
+    assert manifest.selector == "" and manifest.part("selector") is None
+    flags = ["-o", str(tmp_path / "y.erag"), "--generator", "extractive", "--selector", str(selector_folder)]
+    with pytest.raises(UsageError, match="without texts a selector has nothing to read"):
+        CliRunner().invoke(app, ["bundle", "build", str(small_library), *flags, "--no-text"], catch_exceptions=False)
+    assert not (tmp_path / "y.erag").exists()
+    done = CliRunner().invoke(app, ["-q", "bundle", "build", str(small_library), *flags], catch_exceptions=False)
+    assert done.exit_code == 0
+    done = CliRunner().invoke(app, ["-q", "bundle", "inspect", str(tmp_path / "y.erag")], catch_exceptions=False)
+    assert "selector judge" in done.stdout.splitlines()[0]
+
+
+def test_a_damaged_selector_is_not_bundled(small_library, selector_folder, tmp_path):
+    folder = Path(shutil.copytree(selector_folder, tmp_path / "judge"))
+    (folder / "vocab.txt").write_bytes((folder / "vocab.txt").read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"vocab\.txt is damaged"):
+        build(small_library, tmp_path / "x.erag", settings=replace(EXTRACTS, selector=str(folder)))
+    assert not (tmp_path / "x.erag").exists()
 
 
 def test_an_index_is_searched_where_it_lies(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ QUESTION = "Who opens the west door?"
 
 
 @pytest.fixture(scope="session")
-def original(tmp_path_factory):
-    """A bundle with every kind of part."""
+def original(tmp_path_factory, request):
+    """A bundle with every kind of part; without a selector where none can be made."""
     pytest.importorskip("llama_cpp", reason="needs the [llm] extra")
     folder = tmp_path_factory.mktemp("damage")
     docs = folder / "docs"
@@ -33,7 +34,10 @@ def original(tmp_path_factory):
     (docs / "west.txt").write_text("The west door is opened by the keeper only.\n")
     (folder / "g.gguf").write_bytes(FAKE_GGUF)
     (folder / "l.gguf").write_bytes(FAKE_GGUF + b"adapter")
-    settings = Settings(generator=str(folder / "g.gguf"), lora=str(folder / "l.gguf"), threads=1)
+    selector = request.getfixturevalue("selector_folder") if find_spec("torch") and find_spec("onnx") else ""
+    settings = Settings(
+        generator=str(folder / "g.gguf"), lora=str(folder / "l.gguf"), selector=str(selector), threads=1
+    )
     with Library.open(folder / "lib", create=True, settings=settings) as library:
         library.add([docs])
         library.compact()  # which makes an index
@@ -54,13 +58,14 @@ def right(original):
 def uses(path):
     """Return what a bundle answers, without a language model."""
     with Bundle.open(path) as bundle:
-        settings = Settings(generator="extractive", threads=1)
+        settings = Settings(generator="extractive", threads=1, selector=bundle.manifest.selector)
         with bundle.assistant(settings) as assistant:
             answer = assistant.ask(QUESTION)
         library = bundle.library()
         bundle.proved("generator")
         bundle.extracted("adapter")
-        return answer.text, answer.confidence, [d.path for d in library.list()], library.show("west.txt").text
+        said = answer.text, [p.chunk_id for p in answer.passages]
+        return said, answer.confidence, [d.path for d in library.list()], library.show("west.txt").text
 
 
 def flip(path, offset, bit):
@@ -286,6 +291,7 @@ def test_parts_that_an_enemy_replaced_are_checked_for_what_they_must_be(bundle_f
     broken_page = bytearray(data[start:end])
     broken_page[4096:8192] = bytes(4096)
     for role, content in (
+        ("selector", b"{}"),
         ("library", b""),
         ("library", b"SQLite format 3\0"),
         ("library", bytes(broken_page)),
@@ -297,13 +303,36 @@ def test_parts_that_an_enemy_replaced_are_checked_for_what_they_must_be(bundle_f
             uses(bundle_file)
             raise AssertionError((role, content[:20]))
 
-    def swap(fields):
-        files = [p for p in fields["parts"] if p["name"] in ("embedder/vocab.txt", "embedder/model.int8.onnx")]
-        files[0]["name"], files[1]["name"] = files[1]["name"], files[0]["name"]
+    def swap(a, b):
+        def change(fields):
+            files = [p for p in fields["parts"] if p["name"] in (a, b)]
+            files[0]["name"], files[1]["name"] = files[1]["name"], files[0]["name"]
 
-    shutil.copy(original, bundle_file)
-    forge(bundle_file, swap)
-    with pytest.raises(IntegrityError):
+        return change
+
+    for a, b in (
+        ("embedder/vocab.txt", "embedder/model.int8.onnx"),
+        ("selector/vocab.txt", "selector/model.fp32.onnx"),
+        ("selector/model.json", "embedder/model.json"),
+    ):
+        shutil.copy(original, bundle_file)
+        forge(bundle_file, swap(a, b))
+        with pytest.raises(IntegrityError):
+            uses(bundle_file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("selector"), "its selector is missing"),
+        (top(selector=""), "its selector is missing, or has no name"),
+        (top(selector_fingerprint="0" * 64), "its selector is another"),
+        (part("selector", role="embedder"), "holds no selector"),
+    ],
+)
+def test_a_selector_that_is_not_the_manifests_is_refused(bundle_file, selector_folder, change, message):
+    forge(bundle_file, change)
+    with pytest.raises(IntegrityError, match=message):
         uses(bundle_file)
 
 

@@ -1,7 +1,9 @@
 """Runs: folders that survive kills and full disks, and hold the same predictions however they came about."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_rag.cli.commands import app
-from edge_rag.errors import EdgeRagError, LibraryLocked, UsageError
+from edge_rag.errors import EdgeRagError, LibraryLocked, ModelError, UsageError
 from edge_rag.evaluation.predictions import PREDICTIONS, SUMMARY, find_runs, read_run
 from edge_rag.evaluation.run_folder import CONFIG
 from edge_rag.library.lock import writer_lock
+from edge_rag.models import open_scorer
 
 CORPUS = [
     ("lamp", "Elmo Head", "The lamp of Elmo Head was lit in 1871. Before that year ships steered by the church tower."),
@@ -85,6 +88,39 @@ def test_the_oracle_keeps_gold_alone_and_keep_cuts_the_rest(question_file: Path,
     run(question_file, *flags, "--out", tmp_path / "top")
     assert all(p.shown == p.gold_ids for p in read_run(tmp_path / "oracle").predictions)
     assert all(len(p.shown) == 2 for p in read_run(tmp_path / "top").predictions)
+
+
+def test_an_exported_selector_orders_and_cuts_and_another_is_another_run(
+    question_file: Path, tmp_path: Path, selector_folder: Path
+) -> None:
+    folder = Path(shutil.copytree(selector_folder, tmp_path / "judge"))
+    flags = (question_file, "--generator", "extractive", "--arm", "retrieved:4", "--timed", "0")
+    chosen = (*flags, "--selector", folder, "--keep", "2", "--out", tmp_path / "chosen")
+    run(*chosen)
+    run(*flags, "--keep", "2", "--out", tmp_path / "top")
+    found, top = read_run(tmp_path / "chosen"), read_run(tmp_path / "top")
+    scorer = open_scorer(str(folder), threads=1)
+    assert (found.config["selector"], found.config["selector_sha256"]) == (str(folder), scorer.fingerprint)
+    assert "selector_sha256" not in top.config
+    texts = {key: f"{title}\n{text}" for key, title, text in CORPUS}
+    for mine, other in zip(found.predictions, top.predictions, strict=True):
+        candidates = mine.found[:4]
+        scores = dict(zip(candidates, scorer.score(mine.question, [texts[key] for key in candidates]), strict=True))
+        assert mine.shown == tuple(sorted(candidates, key=lambda key: -scores[key])[:2])
+        assert (mine.found, candidates[:2]) == (other.found, other.shown)
+    assert [p.shown for p in found.predictions] != [p.shown for p in top.predictions]
+    assert run(*chosen).exit_code == 0  # type: ignore[attr-defined]
+    described = json.loads((folder / "model.json").read_text())
+    weights = bytearray((folder / "model.fp32.data").read_bytes())
+    weights[5000] ^= 1
+    (folder / "model.fp32.data").write_bytes(weights)
+    described["files"]["model.fp32.data"] = hashlib.sha256(weights).hexdigest()
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(UsageError, match="another run: selector_sha256"):
+        run(*chosen)
+    with pytest.raises(ModelError, match=r"holds no selector.*edge-rag export onnx MODEL_DIR -o DIR --role selector"):
+        run(*flags, "--selector", tmp_path / "nowhere", "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_that_lost_its_last_lines_ends_as_the_same_file(question_file: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_hi
 from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import NOT_FOUND, answer_messages, answer_so_far, final_answer
 from edge_rag.answering.retrieve import Retrieval, retrieve
-from edge_rag.answering.selector import KeepTop
+from edge_rag.answering.selector import KeepTop, OnnxSelector
 from edge_rag.documents import sentence_spans
 from edge_rag.errors import MissingExtraError, UsageError
 from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Style, Timings
 from edge_rag.library import EVERYTHING, Filters, Library
-from edge_rag.models import locate_generator, open_generator
+from edge_rag.models import locate_generator, locate_selector, open_generator, open_scorer
 from edge_rag.settings import Settings
 
 EXTRACTIVE = "extractive"
@@ -55,7 +55,7 @@ class Assistant:
     ) -> None:
         self._library = library
         self._settings = settings or Settings()
-        self._selector = selector or KeepTop(self._settings.passages)
+        self._selector = selector or _selector(self._settings)
         self._rule = rule
         self._generator = generator
         self._extractive = generator is None and not _can_generate(self._settings.generator)
@@ -74,7 +74,8 @@ class Assistant:
         clock = _Clock()
         found = self._retrieve(question, filters, history)
         clock.mark("retrieve")
-        kept = self._selector.select(question, found.passages)
+        earlier = earlier_questions(question, history)
+        kept = self._selector.select(" ".join([*earlier, question]), found.passages)
         if history:
             kept = in_places_of(history[-1].answer.passages, kept)
         clock.mark("select")
@@ -82,7 +83,7 @@ class Assistant:
         confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines), self._rule)
         emit = clock.first_piece(on_text)
         if kept and confidence >= self._threshold():
-            reply = self._reply(question, kept, sentences, earlier_questions(question, history), emit)
+            reply = self._reply(question, kept, sentences, earlier, emit)
         else:
             reply = _Reply(NOT_FOUND, Prompt((), 0, tuple(kept), ()))
             emit(NOT_FOUND)
@@ -178,6 +179,14 @@ class Assistant:
                 emit(answer[len(shown) :])
                 shown = answer
         return final_answer(text, style)
+
+
+def _selector(settings: Settings) -> Selector:
+    """Return the settings' selector, not opened yet; ModelError if the folder that they name holds none."""
+    if not settings.selector:
+        return KeepTop(settings.passages)
+    folder = str(locate_selector(settings.selector))
+    return OnnxSelector(lambda: open_scorer(folder, threads=settings.threads), settings.passages)
 
 
 def _can_generate(generator: str) -> bool:

@@ -15,22 +15,32 @@ from edge_rag.answering.evidence import SHIPPED
 from edge_rag.bundle import signing
 from edge_rag.bundle.container import FORMAT, MANIFEST_NAME, Trailer, directory_bytes, directory_size, header_bytes
 from edge_rag.bundle.contents import Contents, copy_library
-from edge_rag.bundle.manifest import EMBEDDER_FOLDER, GENERATOR_NAME, LIBRARY_NAME, Manifest, Part, Role, to_json
+from edge_rag.bundle.manifest import (
+    EMBEDDER_FOLDER,
+    GENERATOR_NAME,
+    LIBRARY_NAME,
+    SELECTOR_FOLDER,
+    Manifest,
+    Part,
+    Role,
+    to_json,
+)
 from edge_rag.bundle.opened import Bundle
 from edge_rag.bundle.sbom import edge_rag_version, sbom
 from edge_rag.bundle.verify import verify
 from edge_rag.errors import LibraryError, UsageError
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.library import Library
-from edge_rag.models import catalog, locate_embedder, locate_generator, store
+from edge_rag.models import catalog, locate_embedder, locate_generator, locate_selector, open_scorer, store
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.licences import LONGEST_TEXT, UNKNOWN, card_licence, gguf_licence, licence_text
 from edge_rag.models.onnx_folder import folder_files
+from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
 _LICENCE_FILE = Path(__file__).with_name("Apache-2.0.txt")
 _BLOCK = 1 << 20
-LICENSED: tuple[Role, ...] = ("generator", "adapter", "embedder", "library")  # whose licence can be stated
+LICENSED: tuple[Role, ...] = ("generator", "adapter", "embedder", "selector", "library")  # whose licence can be stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +70,12 @@ def build(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write a bundle of a library, with the generator and the adapter that the settings name, and verify it.
+    """Write a bundle of a library, with the generator, adapter and selector that the settings name, and verify it.
 
     The same library, models and versions give the same bytes. `max_bytes` 0: any size. Without `texts` it can be searched by
-    meaning, and says where passages stand; it needs no generator. `licences` names for a role of LICENSED an SPDX expression or
-    the file of a licence's text, and has the last word over what the models' files say. The file appears when it is whole.
+    meaning, and says where passages stand; it needs no generator and no selector. `licences` names for a role of LICENSED an SPDX
+    expression or the file of a licence's text, and has the last word over what the models' files say. The file appears when it is
+    whole.
     """
     report = progress or _silent
     if target.exists() and not force:
@@ -73,9 +84,10 @@ def build(
     if private_key:
         signing.public_key(private_key)  # that the extra is missing is said before the work
     if not texts:
-        settings = replace(settings, generator=EXTRACTIVE, lora="")
+        settings = replace(settings, generator=EXTRACTIVE, lora="", selector="")
     stated = _stated(licences or {})
-    models = _models(settings)
+    models, selector = _models(settings), _selector(settings)
+    scorer = open_scorer(settings.selector, threads=settings.threads) if selector else None  # which proves its files
     with Library.open(library, settings=settings) as opened:
         if not opened.stats().n_chunks:
             raise LibraryError(f"{library}: there is nothing in it", mend="add something: edge-rag add PATH...")
@@ -86,9 +98,9 @@ def build(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             report("copy the library", 0, 0, "")
             contents = copy_library(library, Path(folder), embedder.name, texts=texts)
-            ingredients = _licensed([*models, *_library(contents), *_embedder(embedder_name)], stated)
+            ingredients = _licensed([*models, *_library(contents), *_embedder(embedder_name), *selector], stated)
             temporary = Path(folder) / "bundle"
-            manifest = _manifest(settings, embedder, contents, texts)
+            manifest = _manifest(settings, embedder, scorer, contents, texts)
             with temporary.open("w+b") as file:
                 manifest = _write(file, manifest, ingredients, private_key, max_bytes, report)
             with Bundle.open(temporary) as bundle:
@@ -137,12 +149,21 @@ def _library(contents: Contents) -> list[Ingredient]:
 def _embedder(name: str) -> list[Ingredient]:
     folder, entry = locate_embedder(name), catalog.find(name)
     licence, source = (entry.licence, entry.source) if entry else (card_licence(folder), "")
-    files = folder_files(folder, "embedder")
+    return _encoder(folder, "embedder", EMBEDDER_FOLDER, licence, source)
+
+
+def _selector(settings: Settings) -> list[Ingredient]:
+    if not settings.selector:
+        return []
+    folder = locate_selector(settings.selector)
+    return _encoder(folder, "selector", SELECTOR_FOLDER, card_licence(folder))
+
+
+def _encoder(folder: Path, role: Role, place: str, licence: str, source: str = "") -> list[Ingredient]:
+    """Return the files that `export onnx` made, and the model's card."""
     card = folder / "README.md"
-    return [
-        Ingredient(EMBEDDER_FOLDER + path.name, "embedder", path, licence, source)
-        for path in [*files, *([card] if card.is_file() else [])]
-    ]
+    files = [*folder_files(folder, role), *([card] if card.is_file() else [])]
+    return [Ingredient(place + path.name, role, path, licence, source) for path in files]
 
 
 def _stated(licences: Mapping[str, str]) -> dict[str, str | Path]:
@@ -187,7 +208,9 @@ def _licensed(parts: list[Ingredient], stated: Mapping[str, str | Path]) -> list
     return found + texts
 
 
-def _manifest(settings: Settings, embedder: Embedder, contents: Contents, texts: bool) -> Manifest:
+def _manifest(
+    settings: Settings, embedder: Embedder, scorer: OnnxScorer | None, contents: Contents, texts: bool
+) -> Manifest:
     generator = settings.generator
     if "/" in generator or os.sep in generator or generator.endswith(".gguf"):
         generator = Path(generator).stem  # as it is called where it is opened by its path
@@ -197,6 +220,8 @@ def _manifest(settings: Settings, embedder: Embedder, contents: Contents, texts:
         generator=generator,
         embedder=embedder.name,
         embedder_fingerprint=embedder.fingerprint,
+        selector=scorer.name if scorer else "",
+        selector_fingerprint=scorer.fingerprint if scorer else "",
         passages=settings.passages,
         candidates=settings.candidates,
         context_tokens=settings.context_tokens,

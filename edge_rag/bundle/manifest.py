@@ -17,14 +17,15 @@ from edge_rag.bundle.container import FORMAT, MANIFEST_NAME, Entry, Trailer, bro
 from edge_rag.errors import IntegrityError
 from edge_rag.interfaces import Style
 
-Role = Literal["generator", "adapter", "library", "index", "embedder", "licence", "sbom"]
+Role = Literal["generator", "adapter", "library", "index", "embedder", "selector", "licence", "sbom"]
 GENERATOR_NAME = "generator.gguf"
 LIBRARY_NAME = "library.sqlite"
-EMBEDDER_FOLDER = "embedder/"
+EMBEDDER_FOLDER, SELECTOR_FOLDER = "embedder/", "selector/"
 ONE_OF_EACH: tuple[Role, ...] = ("generator", "adapter", "library", "index", "sbom")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any suffix
+_FIRST = {"prompt": "sentence", "selector": "", "selector_fingerprint": ""}  # what the first bundles do not say
 _LONGEST_NAME = 200
 _MOST_PARTS = 1000
 
@@ -47,6 +48,8 @@ class Manifest:
     generator: str  # its name; "extractive": there is none
     embedder: str
     embedder_fingerprint: str
+    selector: str  # its name; "": passages in the order of the search
+    selector_fingerprint: str
     passages: int  # these six as in Settings
     candidates: int
     context_tokens: int
@@ -86,7 +89,8 @@ def from_json(path: Path, data: bytes, trailer: Trailer, file_size: int) -> Mani
             )
         parts = tuple(Part(**_typed(part, Part)) for part in fields.pop("parts"))
         weights = tuple(float(weight) for weight in fields.pop("abstention_weights"))
-        fields.setdefault("prompt", "sentence")  # as the first bundles were made
+        for name, value in _FIRST.items():
+            fields.setdefault(name, value)
         fields |= {"parts": parts, "abstention_weights": weights}
         manifest = Manifest(**_typed(fields, Manifest))
         _check(manifest, len(data), trailer, file_size)
@@ -141,6 +145,8 @@ def _check(manifest: Manifest, manifest_size: int, trailer: Trailer, file_size: 
         raise ValueError("the generator does not come first")
     if ("adapter" in roles and head is None) or (head is None) != (manifest.generator == "extractive"):
         raise ValueError("its generator is missing")
+    if ("selector" in roles) != bool(manifest.selector):
+        raise ValueError("its selector is missing, or has no name")
     if any(c in manifest.generator for c in "/\\") or not manifest.generator:
         raise ValueError("its generator has no name")
     if manifest.prompt not in get_args(Style):

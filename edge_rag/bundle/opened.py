@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
-from edge_rag.answering import EXTRACTIVE, Assistant
+from edge_rag.answering import EXTRACTIVE, Assistant, OnnxSelector
 from edge_rag.answering.evidence import WEIGHTS, Rule
 from edge_rag.bundle import signing
 from edge_rag.bundle.container import TRAILER_BYTES, Trailer, broken, read_trailer
-from edge_rag.bundle.manifest import EMBEDDER_FOLDER, Manifest, Part, Role, from_json
+from edge_rag.bundle.manifest import EMBEDDER_FOLDER, SELECTOR_FOLDER, Manifest, Part, Role, from_json
 from edge_rag.bundle.proof import extracted, prove, state_of
 from edge_rag.errors import IntegrityError, LibraryError, ModelError
 from edge_rag.interfaces import Embedder, Generator, Message, Style
@@ -26,6 +26,7 @@ from edge_rag.settings import Settings
 
 if TYPE_CHECKING:
     from edge_rag.index import NativeIndex
+    from edge_rag.models.selector import OnnxScorer
 
 # A larger database is not read into memory before each question, but once into a file of its own: to read 19 MB takes 8 to 19 ms,
 # 195 MB 250 ms and as much memory; to open the file 0.5 ms.
@@ -87,9 +88,9 @@ class Bundle:
         """Return settings with what the bundle's answers depend on set as they were when it was made."""
         m = self.manifest
         return replace(
-            base or Settings(), generator=m.generator, lora="", passages=m.passages, candidates=m.candidates,
-            context_tokens=m.context_tokens, answer_tokens=m.answer_tokens, prompt=cast(Style, m.prompt),
-            confidence=m.confidence,
+            base or Settings(), generator=m.generator, lora="", selector=m.selector, passages=m.passages,
+            candidates=m.candidates, context_tokens=m.context_tokens, answer_tokens=m.answer_tokens,
+            prompt=cast(Style, m.prompt), confidence=m.confidence,
         )  # fmt: skip
 
     def library(self, settings: Settings | None = None) -> Library:
@@ -125,7 +126,10 @@ class Bundle:
             else:
                 settings = replace(settings, generator=EXTRACTIVE)
         rule = Rule(m.abstention_weights, m.abstention_threshold, m.abstention_fitted_with)
-        return Assistant(self.library(settings), settings=settings, generator=generator, rule=rule)
+        selector = None
+        if settings.selector == m.selector != "":  # nor is this name looked up
+            selector = OnnxSelector(lambda: self._scorer(settings), settings.passages)
+        return Assistant(self.library(settings), settings=settings, generator=generator, selector=selector, rule=rule)
 
     def close(self) -> None:
         if self._library is not None:
@@ -201,12 +205,26 @@ class Bundle:
     def _embedder(self, name: str, fingerprint: str, settings: Settings) -> Embedder:
         from edge_rag.models.embedder import OnnxEmbedder
 
-        parts = self.proved("embedder")
-        files = {part.name.removeprefix(EMBEDDER_FOLDER): self.bytes_of(part) for part in parts}
+        files = self._files("embedder", EMBEDDER_FOLDER)
         try:
             return OnnxEmbedder(files, threads=settings.threads, fingerprint=fingerprint)
         except ModelError as error:
             raise IntegrityError(f"{self.path}: {error.message}", mend=error.mend) from error
+
+    def _scorer(self, settings: Settings) -> "OnnxScorer":
+        from edge_rag.models.selector import OnnxScorer
+
+        files, fingerprint = self._files("selector", SELECTOR_FOLDER), self.manifest.selector_fingerprint
+        try:
+            scorer = OnnxScorer(files, threads=settings.threads, fingerprint=fingerprint)
+        except ModelError as error:
+            raise IntegrityError(f"{self.path}: {error.message}", mend=error.mend) from error
+        if scorer.fingerprint != fingerprint:
+            raise broken(self.path, "its selector is another than its manifest says")
+        return scorer
+
+    def _files(self, role: Role, folder: str) -> dict[str, memoryview]:
+        return {part.name.removeprefix(folder): self.bytes_of(part) for part in self.proved(role)}
 
     def _index(self) -> "NativeIndex | None":
         from edge_rag.index import NativeIndex

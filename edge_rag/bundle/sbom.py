@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_rag.bundle.manifest import Part
+from edge_rag.models.onnx_folder import TOKENIZER
 
 
 def sbom(parts: Sequence[Part]) -> bytes:
     """List parts and packages. No times and no random serial number: the same bundle has the same list."""
     models = [
         {
-            "type": "machine-learning-model" if part.role in ("generator", "adapter", "embedder") else "data",
+            "type": "machine-learning-model"
+            if part.role in ("generator", "adapter", "embedder", "selector")
+            else "data",
             "bom-ref": part.name,
             "name": part.name,
             "hashes": [{"alg": "SHA-256", "content": part.sha256}],
@@ -33,9 +36,14 @@ def sbom(parts: Sequence[Part]) -> bytes:
                 "version": edge_rag_version(),
             }
         },
-        "components": [*models, *_packages({"llm"} if any(part.role == "generator" for part in parts) else set())],
+        "components": [*models, *_packages(_extras(parts))],
     }
     return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode("ascii")
+
+
+def _extras(parts: Sequence[Part]) -> set[str]:
+    needed = {"llm"} if any(part.role == "generator" for part in parts) else set()
+    return needed | ({"tokenizers"} if any(part.name.endswith(f"/{TOKENIZER}") for part in parts) else set())
 
 
 def edge_rag_version() -> str:

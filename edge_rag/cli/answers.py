@@ -44,6 +44,10 @@ LoraOption = Annotated[str | None, typer.Option(help="GGUF adapter for the gener
 PromptOption = Annotated[
     str | None, typer.Option(help="Ask for a sentence, words, or a rationale (which is not shown).", metavar="STYLE")
 ]
+SelectorOption = Annotated[
+    str | None,
+    typer.Option(help="Folder of an exported selector; '' for the order of the search.", metavar="DIR"),
+]
 PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]
 
 
@@ -106,6 +110,7 @@ def ask(
     bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    selector: SelectorOption = None,
     prompt: PromptOption = None,
     passages: PassagesOption = None,
     confidence: Annotated[
@@ -123,7 +128,10 @@ def ask(
     from edge_rag.answering import EXTRACTIVE
 
     question = _read(question)
-    flags = {"generator": generator, "lora": lora, "prompt": prompt, "passages": passages, "confidence": confidence}
+    flags = {
+        "generator": generator, "lora": lora, "selector": selector, "prompt": prompt, "passages": passages,
+        "confidence": confidence,
+    }  # fmt: skip
     with _open_assistant(context, bundle, **flags) as (assistant, settings):
         answer = assistant.ask(
             question,
@@ -150,6 +158,7 @@ def chat(
     bundle: BundleOption = None,
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    selector: SelectorOption = None,
     prompt: PromptOption = None,
 ) -> None:
     """Talk with the documents.
@@ -163,7 +172,8 @@ def chat(
 
     filters = filters_of(path, type, after, before, meta)
     history: list[Turn] = []
-    with _open_assistant(context, bundle, generator=generator, lora=lora, prompt=prompt) as (assistant, _):
+    flags = {"generator": generator, "lora": lora, "selector": selector, "prompt": prompt}
+    with _open_assistant(context, bundle, **flags) as (assistant, _):
         while question := _prompt():
             if question == "/new":
                 history.clear()

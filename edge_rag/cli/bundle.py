@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_rag.cli.answers import GeneratorOption, LoraOption, PromptOption, Question, ask
+from edge_rag.cli.answers import GeneratorOption, LoraOption, PromptOption, Question, SelectorOption, ask
 from edge_rag.cli.common import JsonFlag, note, open_bundle, pairs_of, print_json, progress_of, settings_of
 from edge_rag.errors import UsageError
 from edge_rag.settings import Settings, library_path
@@ -31,18 +31,19 @@ def build(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: NAME.erag.", metavar="FILE")],
     generator: GeneratorOption = None,
     lora: LoraOption = None,
+    selector: SelectorOption = None,
     prompt: PromptOption = None,
     passages: Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")] = None,
     max_size: Annotated[
         str, typer.Option(help="Fail if it would be larger: 500MB, 2GB, or bytes.", metavar="SIZE")
     ] = "",
     no_text: Annotated[
-        bool, typer.Option("--no-text", help="Say where passages stand, not what they say; no generator.")
+        bool, typer.Option("--no-text", help="Say where passages stand, not what they say; no generator, no selector.")
     ] = False,
     licence: Annotated[
         list[str] | None,
         typer.Option(
-            help="Licence of the generator, adapter, embedder or library: an SPDX name or a text file. Repeatable.",
+            help="Licence of the generator, adapter, embedder, selector or library: an SPDX name or a text file. Repeatable.",
             metavar="PART=SPDX|FILE",
         ),
     ] = None,
@@ -60,7 +61,9 @@ def build(
     """
     from edge_rag.bundle.build import build as build_bundle
 
-    settings = settings_of(context, generator=generator, lora=lora, prompt=prompt, passages=passages)
+    if no_text and selector:
+        raise UsageError("without texts a selector has nothing to read", mend="leave out --selector, or --no-text")
+    settings = settings_of(context, generator=generator, lora=lora, selector=selector, prompt=prompt, passages=passages)
     manifest = build_bundle(
         library_path(library), out, settings=settings, max_bytes=_bytes(max_size), texts=not no_text,
         licences=pairs_of(licence, "--licence", "generator=Apache-2.0"), signing_key=sign, force=force,
@@ -90,7 +93,8 @@ def inspect(context: typer.Context, file: File, trusted_key: TrustedKey = None, 
             print_json(shown)
             return
         m = bundle.manifest
-        print(f"{m.n_documents:,} documents, {m.n_chunks:,} chunks; generator {m.generator}, embedder {m.embedder}")
+        models = f"generator {m.generator}, embedder {m.embedder}" + (f", selector {m.selector}" if m.selector else "")
+        print(f"{m.n_documents:,} documents, {m.n_chunks:,} chunks; {models}")
         print(f"bundle format {m.format}, built by edge_rag {m.edge_rag}; {_signature_text(bundle, settings)}")
         if not m.texts:
             print("without texts: it says where passages stand")

@@ -264,19 +264,21 @@ def _machine(settings: Settings) -> dict[str, str]:
         model = generator
     return {
         "index kernel": simd_kernel(), "cores for models": str(usable_cores()),
-        "embedder": _embedder(settings.embedder), "generator": model,
+        "embedder": _encoder(settings.embedder, "embedder"), "generator": model,
+        **({"selector": _encoder(settings.selector, "selector")} if settings.selector else {}),
     }  # fmt: skip
 
 
-def _embedder(name: str) -> str:
-    """Say which precision of the embedder suits this machine; measured for two seconds the first time."""
+def _encoder(name: str, role: str) -> str:
+    """Say which precision of a model suits this machine; measured for two seconds the first time."""
     from edge_rag.errors import ModelError
-    from edge_rag.models import locate_embedder
+    from edge_rag.models import locate_embedder, locate_selector
     from edge_rag.models.onnx_folder import read_folder
     from edge_rag.models.precision import probe
 
     try:
-        choice = probe(read_folder(locate_embedder(name), "embedder"))
+        locate = locate_embedder if role == "embedder" else locate_selector
+        choice = probe(read_folder(locate(name), role))
     except ModelError as error:
         return f"{name}: {error}"
     return f"{name}, {choice.precision}: {choice.why}"

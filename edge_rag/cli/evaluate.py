@@ -56,7 +56,8 @@ def run(
     ] = "sentence",
     search: Annotated[str, typer.Option(help="fused, dense or lexical.", metavar="HOW")] = "fused",
     selector: Annotated[
-        str, typer.Option(help="keep-top, or oracle, which knows the gold.", metavar="NAME")
+        str,
+        typer.Option(help="keep-top; oracle, which knows the gold; or an exported one's folder.", metavar="NAME|DIR"),
     ] = "keep-top",
     keep: Annotated[int, typer.Option(help="Passages that the selector keeps; 0: all.", min=0)] = 0,
     answer_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1, max=4096)] = 64,
@@ -81,7 +82,7 @@ def run(
     who = Who(generator or settings.generator, adapter, quantised, settings.threads, context_tokens)
     choice = Choice(
         one_of("--search", search, ("fused", "dense", "lexical")),
-        one_of("--selector", selector, ("keep-top", "oracle")),
+        selector,
         keep,
         one_of("--prompt", prompt, ("sentence", "words", "rationale")),
         answer_tokens,

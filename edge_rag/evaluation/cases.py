@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +10,17 @@ from edge_rag.answering import evidence
 from edge_rag.answering.assistant import TokenCounter, fit
 from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import closed_book_messages
+from edge_rag.answering.selector import best_first
 from edge_rag.evaluation.arms import Arm, Shown, decoys_of, passages_of
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
 from edge_rag.evaluation.retrieval import How, search_corpus
 from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
+from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
 SCORED = 20  # search results that recall and rank are measured on, if an arm does not show more
 
-SelectorName = Literal["keep-top", "oracle"]
+SELECTORS = ("keep-top", "oracle")  # or the folder of an exported one
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Choice:
     """How passages are found, chosen and shown."""
 
     search: How = "fused"
-    selector: SelectorName = "keep-top"
+    selector: str = "keep-top"  # one of SELECTORS, or a folder
     keep: int = 0  # passages that the selector keeps; 0: all
     prompt: Style = "sentence"
     answer_tokens: int = 64
@@ -56,8 +57,12 @@ def cases_of(
     embedder: Embedder,
     settings: Settings,
     progress: Progress | None,
+    scorer: OnnxScorer | None = None,
 ) -> dict[Arm, list[Case]]:
-    """Prepare every question for every arm. Questions that lack what an arm needs are left out of that arm."""
+    """Prepare every question for every arm. Questions that lack what an arm needs are left out of that arm.
+
+    `scorer` is the selector, where that is a folder's.
+    """
     found = _search(question_set, arms, choice, embedder, settings, progress)
     corpus = gold_passages(question_set)
     decoys = decoys_of(question_set.questions, choice.seed) if any(arm.poisoned for arm in arms) else {}
@@ -71,7 +76,7 @@ def cases_of(
             shown = passages_of(arm, question, gold=gold, retrieved=retrieved, decoys=decoys, seed=choice.seed)
             if shown is not None:
                 searched = retrieved if arm.searches else ()
-                cases[arm].append(_case(question, shown, searched, choice, counter, vector, remembering))
+                cases[arm].append(_case(question, shown, searched, choice, counter, vector, remembering, scorer))
         if progress:
             progress("prompts", done, len(question_set.questions), question_set.name)
     return cases
@@ -114,11 +119,12 @@ def _case(
     counter: TokenCounter,
     vector: npt.NDArray[np.float32],
     embedder: "Remembering",
+    scorer: OnnxScorer | None,
 ) -> Case:
     if not shown.passages:
         messages = closed_book_messages(question.question, style=choice.prompt)
         return Case(question, shown.answerable, (), (), found, (), None, messages)
-    kept = select(choice, question, shown.passages)
+    kept = select(choice, question, shown.passages, scorer)
     passages = [as_passage(n, passage) for n, passage in enumerate(kept)]
     prompt = fit(question.question, passages, counter, choice.answer_tokens, style=choice.prompt)
     kept, fitting = kept[: len(prompt.passages)], prompt.passages
@@ -131,8 +137,13 @@ def _case(
     )  # fmt: skip
 
 
-def select(choice: Choice, question: Question, passages: Sequence[SetPassage]) -> list[SetPassage]:
+def select(
+    choice: Choice, question: Question, passages: Sequence[SetPassage], scorer: OnnxScorer | None = None
+) -> list[SetPassage]:
     """Choose as the selector would. The oracle knows which passages hold the answer, and keeps no other while there is one."""
+    if scorer is not None:
+        numbered = [as_passage(number, passage) for number, passage in enumerate(passages)]
+        passages = [passages[p.chunk_id] for p in best_first(scorer, question.question, numbered)]
     if choice.selector == "oracle":
         passages = [p for p in passages if p.gold or p.id in question.gold_ids] or passages
     return list(passages[: choice.keep or None])

@@ -20,7 +20,7 @@ from edge_rag.answering.prompt import PROMPT_VERSION, final_answer
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.answerers import Answerer, Reply, Who, open_answerer, time_singly
 from edge_rag.evaluation.arms import Arm
-from edge_rag.evaluation.cases import Case, Choice, cases_of
+from edge_rag.evaluation.cases import SELECTORS, Case, Choice, cases_of
 from edge_rag.evaluation.intervals import mean_interval, summarise
 from edge_rag.evaluation.predictions import (
     PREDICTIONS,
@@ -38,7 +38,9 @@ from edge_rag.evaluation.question_sets import QuestionSet
 from edge_rag.evaluation.run_folder import CONFIG, Rows, check_config, json_text, make_folder, write_whole, writer_lock
 from edge_rag.evaluation.scoring import score_answer
 from edge_rag.interfaces import Embedder, Progress
+from edge_rag.models import open_scorer
 from edge_rag.models.cores import usable_cores
+from edge_rag.models.selector import OnnxScorer
 from edge_rag.models.store import sha256_file
 from edge_rag.settings import Settings
 
@@ -69,16 +71,18 @@ def evaluate(
 ) -> list[Run]:
     """Run every arm, each into its folder. Finished ones are read, begun ones are gone on with."""
     configs = dict[Arm, dict[str, Any]]()
+    named = plan.choice.selector in SELECTORS
+    scorer = None if named else open_scorer(plan.choice.selector, threads=settings.threads)
     with ExitStack() as locks:
         for arm, folder in arms.items():
             make_folder(folder)
             locks.enter_context(writer_lock(folder, "eval run"))
-            configs[arm] = _config(question_set, arm, plan, part, limit, command)
+            configs[arm] = _config(question_set, arm, plan, scorer, part, limit, command)
             check_config(folder, configs[arm], INCIDENTAL)
         open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
         if open_arms:
             with closing(open_answerer(plan.who)) as answerer:
-                cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress)
+                cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress, scorer)
                 for arm in open_arms:
                     spent = _answer(
                         arms[arm], configs[arm], cases[arm], answerer, plan, evidence.threshold(embedder), progress
@@ -88,7 +92,13 @@ def evaluate(
 
 
 def _config(
-    question_set: QuestionSet, arm: Arm, plan: Plan, part: str, limit: int | None, command: str
+    question_set: QuestionSet,
+    arm: Arm,
+    plan: Plan,
+    scorer: OnnxScorer | None,
+    part: str,
+    limit: int | None,
+    command: str,
 ) -> dict[str, Any]:
     who, choice = plan.who, plan.choice
     return {
@@ -104,6 +114,7 @@ def _config(
         "quantised": who.quantised,
         "context_tokens": who.context_tokens,
         **asdict(choice),
+        **({"selector_sha256": scorer.fingerprint} if scorer else {}),
         "prompt_version": PROMPT_VERSION,
         "edge_rag": version("edge-rag"),
         "timed": plan.timed,

@@ -14,14 +14,17 @@ from edge_rag.errors import MissingExtraError, ModelError, UsageError
 if TYPE_CHECKING:
     from edge_rag.interfaces import Generator, Progress
     from edge_rag.models.embedder import OnnxEmbedder
+    from edge_rag.models.selector import OnnxScorer
 
 __all__ = [
     "has_llama_cpp",
     "lasting_embedder_name",
     "locate_embedder",
     "locate_generator",
+    "locate_selector",
     "open_embedder",
     "open_generator",
+    "open_scorer",
     "quantised_generator",
 ]
 
@@ -54,6 +57,22 @@ def locate_embedder(name: str) -> Path:
     if name not in {path.name for path in _PACKAGED.iterdir() if path.is_dir()}:
         raise ModelError(f"there is no embedder {name!r}", mend="run: edge-rag models list")
     return _PACKAGED / name
+
+
+def open_scorer(folder: str, *, threads: int = 0) -> "OnnxScorer":
+    """Open the cross-encoder in a folder that `export onnx --role selector` made."""
+    from edge_rag.models.selector import OnnxScorer
+
+    return OnnxScorer(locate_selector(folder), threads=threads)
+
+
+def locate_selector(folder: str) -> Path:
+    """Return the folder of a selector; ModelError if it is none."""
+    from edge_rag.models.onnx_folder import read_folder
+
+    path = Path(folder).expanduser()
+    read_folder(path, "selector")
+    return path
 
 
 def open_generator(spec: str, *, threads: int = 0, context_tokens: int = 2048, lora: Path | None = None) -> "Generator":

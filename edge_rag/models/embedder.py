@@ -17,8 +17,7 @@ class OnnxEmbedder:
     def __init__(self, files: Files, *, threads: int = 0, precision: str = "", fingerprint: str = "") -> None:
         """Where both precisions are there: the one asked for, the one with that fingerprint, or this machine's choice."""
         folder = read_folder(files, "embedder")
-        made_with = [p for p in folder.precisions if folder.fingerprint(p) == fingerprint]
-        self.precision = precision or (made_with[0] if made_with else choose(folder).precision)
+        self.precision = precision or folder.precision_of(fingerprint) or choose(folder).precision
         self.name = folder.name
         self.dim = folder.dim
         self.fingerprint = folder.fingerprint(self.precision)

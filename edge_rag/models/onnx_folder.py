@@ -50,17 +50,21 @@ class OnnxFolder:
         """Return the hash of what makes the results: the graph and weights of this precision, and the tokenizer."""
         return hashlib.sha256("".join(self._hashes(precision).values()).encode()).hexdigest()
 
+    def precision_of(self, fingerprint: str) -> str:
+        """Return the precision that has this fingerprint; "" if none has."""
+        return next((p for p in self.precisions if self.fingerprint(p) == fingerprint), "")
+
     def open(self, precision: str) -> tuple[Tokenizer, Any]:
         """Return the tokenizer and the session, every byte of both checked."""
         if precision not in self.precisions:
             raise ModelError(f"{self.name} is not here as {precision}", mend=f"use {' or '.join(self.precisions)}")
         # Hashing takes no longer than the import beside it, and flipped bits in weights are found nowhere else.
         with ThreadPoolExecutor(1) as beside:
-            checked = beside.submit(_check_files, self.files, self._hashes(precision))
+            checked = beside.submit(_check_files, self.files, self.role, self._hashes(precision))
             import onnxruntime
 
             checked.result()
-        return self._open_tokenizer(), _open_session(onnxruntime, self.files, precision)
+        return self._open_tokenizer(), _open_session(onnxruntime, self.files, self.role, precision)
 
     def _hashes(self, precision: str) -> dict[str, str]:
         others = tuple(f"model.{other}." for other in PRECISIONS if other != precision)
@@ -80,7 +84,7 @@ def graph_name(precision: str) -> str:
 
 def read_folder(files: Files, role: str) -> OnnxFolder:
     """Read the manifest. It must be that of a model of this role; the files are checked when they are opened."""
-    manifest = place(files, MANIFEST)
+    manifest = place(files, role, MANIFEST)
     try:
         found: dict[str, Any] = json.loads(read(files, MANIFEST))
         folder = OnnxFolder(
@@ -97,13 +101,11 @@ def read_folder(files: Files, role: str) -> OnnxFolder:
         if folder.role == "embedder" and not folder.dim:
             raise ValueError("no dim")
     except FileNotFoundError:
-        raise ModelError(f"{manifest.parent} holds no {role}: there is no {MANIFEST}", mend=_MEND) from None
+        raise ModelError(f"{manifest.parent} holds no {role}: there is no {MANIFEST}", mend=_mend(role)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{manifest} is damaged: {error}", mend=_MEND) from error
+        raise ModelError(f"{manifest} is damaged: {error}", mend=_mend(role)) from error
     if folder.role != role:
-        raise ModelError(
-            f"{manifest.parent} holds the {folder.role} {folder.name}, no {role}", mend="give another folder"
-        )
+        raise ModelError(f"{manifest.parent} holds the {folder.role} {folder.name}, no {role}", mend=_mend(role))
     return folder
 
 
@@ -124,12 +126,14 @@ def run_each(run: Callable[[int], None], lengths: Sequence[int], threads: int) -
             pass
 
 
-_MEND = "reinstall edge-rag, or export the model again"
+def _mend(role: str) -> str:
+    packaged = "reinstall edge-rag, or " if role == "embedder" else ""
+    return f"{packaged}make one: edge-rag export onnx MODEL_DIR -o DIR --role {role}"
 
 
-def _check_files(files: Files, hashes: dict[str, str]) -> None:
+def _check_files(files: Files, role: str, hashes: dict[str, str]) -> None:
     for name, expected in hashes.items():
-        path = place(files, name)
+        path = place(files, role, name)
         try:
             if isinstance(files, Path):
                 with path.open("rb") as file:
@@ -137,9 +141,9 @@ def _check_files(files: Files, hashes: dict[str, str]) -> None:
             else:
                 found = hashlib.sha256(_held(files, name)).hexdigest()
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}", mend=_MEND) from error
+            raise ModelError(f"{path} cannot be read: {error.strerror}", mend=_mend(role)) from error
         if found != expected:
-            raise ModelError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}", mend=_MEND)
+            raise ModelError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}", mend=_mend(role))
 
 
 def read(files: Files, name: str) -> bytes:
@@ -153,18 +157,18 @@ def _held(files: Mapping[str, memoryview], name: str) -> memoryview:
         raise FileNotFoundError(errno.ENOENT, "no such file", name) from None
 
 
-def place(files: Files, name: str) -> Path:
+def place(files: Files, role: str, name: str) -> Path:
     """Name a file in an error."""
-    return files / name if isinstance(files, Path) else Path("embedder", name)
+    return files / name if isinstance(files, Path) else Path(role, name)
 
 
-def _open_session(onnxruntime: Any, files: Files, precision: str) -> Any:
+def _open_session(onnxruntime: Any, files: Files, role: str, precision: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
-    path = place(files, graph_name(precision))
+    path = place(files, role, graph_name(precision))
     try:
         model: str | bytes = str(path)
         if not isinstance(files, Path):

@@ -106,7 +106,7 @@ def _measure(folder: OnnxFolder) -> tuple[Measured, ...]:
 
 
 def _samples(folder: OnnxFolder) -> tuple[list[Any], npt.NDArray[np.float32] | None]:
-    path = place(folder.files, PROBE)
+    path = place(folder.files, folder.role, PROBE)
     try:
         found = json.loads(read(folder.files, PROBE))
         texts, expected = found["texts"], np.array(found["expected"], dtype=np.float32)

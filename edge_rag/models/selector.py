@@ -13,10 +13,10 @@ from edge_rag.models.precision import choose
 class OnnxScorer:
     """Scores pairs of a question and a passage. A threshold for its scores belongs to one fingerprint."""
 
-    def __init__(self, files: Files, *, threads: int = 0, precision: str = "") -> None:
-        """`precision` "": the one that suits this machine, where both are there."""
+    def __init__(self, files: Files, *, threads: int = 0, precision: str = "", fingerprint: str = "") -> None:
+        """Where both precisions are there: the one asked for, the one with that fingerprint, or this machine's choice."""
         folder = read_folder(files, "selector")
-        self.precision = precision or choose(folder).precision
+        self.precision = precision or folder.precision_of(fingerprint) or choose(folder).precision
         self.name = folder.name
         self.fingerprint = folder.fingerprint(self.precision)
         self.max_tokens = folder.max_tokens  # of question, passage and special tokens together
