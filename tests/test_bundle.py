@@ -105,7 +105,7 @@ def test_a_generated_answer_is_the_librarys_to_the_last_bit(lighthouse, generato
     assert (tmp_path / "x.erag").read_bytes()[: generator_file.stat().st_size] == generator_file.read_bytes()
 
 
-def test_a_selector_chooses_in_a_bundle_as_it_does_in_the_library(lighthouse, selector_folder, tmp_path):
+def test_a_selector_chooses_in_a_bundle_as_it_does_in_the_library(lighthouse, bundle_file, selector_folder, tmp_path):
     folder = Path(shutil.copytree(selector_folder, tmp_path / "judge"))
     settings = Settings(generator="extractive", threads=1, candidates=12, passages=2, selector=str(folder))
     manifest = build(lighthouse, tmp_path / "x.erag", settings=settings)
@@ -126,6 +126,10 @@ def test_a_selector_chooses_in_a_bundle_as_it_does_in_the_library(lighthouse, se
             assert [shown(theirs.ask(question)) for question in QUESTIONS[::8]] == in_order
         assert bundle.settings(Settings(selector="of the user")).selector == "judge"
     assert [shown(answer) for answer in found] == [shown(answer) for answer in wanted] != in_order
+    with Bundle.open(bundle_file) as bundle:  # which has none: the user's has the last word
+        mine = replace(bundle.settings(), candidates=12, passages=2, threads=1, selector=str(selector_folder))
+        with bundle.assistant(mine) as theirs:
+            assert [shown(theirs.ask(question)) for question in QUESTIONS[::8]] == [shown(answer) for answer in wanted]
 
 
 def test_a_bundles_selector_keeps_the_precision_that_it_was_built_with(
