@@ -82,6 +82,22 @@ def test_every_arm_gets_a_folder_with_config_predictions_and_summary(question_fi
     assert all(len(p.shown) == 2 and len(p.found) == len(CORPUS) for p in by_arm["retrieved:2"].predictions)
 
 
+def test_which_questions_an_arm_has_does_not_depend_on_the_other_arms(question_file: Path, tmp_path: Path) -> None:
+    lamp, tells, other = (
+        {"id": "lamp", "title": "", "text": CORPUS[0][2], "gold": True},
+        {"id": "tells", "title": "", "text": "It was 1871 when the lamp was lit.", "gold": False},
+        {"id": "other", "title": "", "text": "Ships steered by the tower.", "gold": False},
+    )
+    row = {"id": "q", "question": QUESTIONS[0][1], "answers": ["1871"], "passages": [lamp, tells, other]}
+    question_file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    flags = (question_file, "--generator", "extractive", "--timed", "0", "--arm", "gold+2")
+    run(*flags, "--out", tmp_path / "alone")  # "tells" is no other, so one has to be searched for
+    run(*flags, "--arm", "retrieved:2", "--out", tmp_path / "both")
+    alone = predictions(tmp_path / "alone")
+    assert len(alone) == 1
+    assert alone == predictions(tmp_path / "both" / "gold+2")
+
+
 def test_the_oracle_keeps_gold_alone_and_keep_cuts_the_rest(question_file: Path, tmp_path: Path) -> None:
     flags = ("--generator", "extractive", "--arm", "gold+3", "--keep", "2")
     run(question_file, *flags, "--selector", "oracle", "--out", tmp_path / "oracle")

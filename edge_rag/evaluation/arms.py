@@ -100,7 +100,7 @@ def passages_of(
     elif arm.source == "retrieved":
         shown = list(retrieved[: arm.k])
     else:
-        others = _others(question, gold, retrieved, seed)
+        others = others_of(question, gold, retrieved, seed)
         if len(others) < arm.others:
             return None
         shown = [*others[: arm.others], *(gold if arm.source == "gold" else ())]
@@ -141,9 +141,10 @@ def _forms(answer: str) -> list[tuple[object, ...]]:
     return [(has_figure, has_name, length), (has_figure, has_name, min(length, 3)), (has_figure,)]
 
 
-def _others(
+def others_of(
     question: Question, gold: Sequence[SetPassage], retrieved: Sequence[SetPassage], seed: int
 ) -> list[SetPassage]:
+    """Return the passages that may stand as others beside the gold ones, in the order in which arms take them."""
     own = sorted(question.passages, key=lambda passage: draw_number(seed, question.id, "other", passage.id))
     taken = {passage.id for passage in gold} | set(question.gold_ids)
     others = []

@@ -11,7 +11,7 @@ from edge_rag.answering.assistant import TokenCounter, fit
 from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import closed_book_messages
 from edge_rag.answering.selector import best_first
-from edge_rag.evaluation.arms import Arm, Shown, decoys_of, passages_of
+from edge_rag.evaluation.arms import Arm, Shown, decoys_of, others_of, passages_of
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
 from edge_rag.evaluation.retrieval import How, search_corpus
 from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
@@ -91,7 +91,7 @@ def _search(
     progress: Progress | None,
 ) -> Mapping[str, tuple[SetPassage, ...]]:
     """Search the corpus for every question, if an arm shows what is found, or if it needs more others than the set has."""
-    fewest_own = min((sum(not p.gold for p in q.passages) for q in question_set.questions), default=0)
+    fewest_own = min((len(others_of(question, (), (), choice.seed)) for question in question_set.questions), default=0)
     if not any(arm.searches or arm.others > fewest_own for arm in arms):
         return {}
     depth = max(SCORED, *(arm.k for arm in arms), *(4 * arm.others for arm in arms))
