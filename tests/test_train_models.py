@@ -141,7 +141,7 @@ def test_a_live_model_is_scored_as_its_folder_is(folder: Path, tiny: Pair) -> No
 def test_hostile_texts_get_the_same_tokens(tmp_path: Path, procedure: str) -> None:
     base = make_model(tmp_path / "base", "mistral", procedure=procedure)
     export_gguf(base, tmp_path / "base.gguf", "f32", timed=False, threads=1)
-    one = TorchModel(base, device="cpu", threads=1)._vocabulary
+    one = TorchModel(base, device="cpu", threads=1).vocabulary
     with GgufModel(tmp_path / "base.gguf", threads=1) as model:
         two = model._batch._vocabulary
         for text in (*parity_texts.HOSTILE, "half \ud83d a character"):
@@ -162,7 +162,7 @@ def test_an_answer_has_the_tokens_of_the_whole_text(tmp_path: Path, procedure: s
     from transformers import AutoTokenizer
 
     base = make_model(tmp_path / "base", procedure=procedure)
-    vocabulary = TorchModel(base, device="cpu", threads=1)._vocabulary
+    vocabulary = TorchModel(base, device="cpu", threads=1).vocabulary
     tokenizer = AutoTokenizer.from_pretrained(base)
     for prompt in parity_texts.prompts():
         for answer in (*ANSWERS[:4], "灯台 🙂"):
@@ -185,7 +185,7 @@ def test_on_the_real_model(generator_file: Path, tmp_path: Path) -> None:
     with GgufModel(tmp_path / "model.gguf", threads=1) as two:
         for text in parity_texts.HOSTILE:
             messages = [Message("user", text)]
-            assert one._vocabulary.prompt_tokens(messages) == two._batch._vocabulary.prompt_tokens(messages)
+            assert one.vocabulary.prompt_tokens(messages) == two._batch._vocabulary.prompt_tokens(messages)
         scored = one.score(prompts(), given()), two.score(prompts(), given())
     assert largest_difference(*scored) < 0.03
     for row, other in zip(*scored, strict=True):
@@ -211,7 +211,7 @@ def test_log_probabilities_are_those_of_the_whole_text(tiny: Pair, folder: Path)
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    vocabulary = tiny.torch._vocabulary
+    vocabulary = tiny.torch.vocabulary
     for prompt, texts, found in zip(prompts(), given(), tiny.torch.score(prompts(), given()), strict=True):
         for text, scored in zip(texts, found, strict=True):
             begin, answer = vocabulary.prompt_tokens(prompt), vocabulary.answer_tokens(text, ended=True)
@@ -225,8 +225,8 @@ def test_log_probabilities_are_those_of_the_whole_text(tiny: Pair, folder: Path)
 
 def test_the_first_tokens_of_all_answers_share_one(tiny: Pair, model: LanguageModel) -> None:
     """Probabilities of all single tokens, and of the end, after one prompt: none is more than what there is."""
-    texts = sorted({tiny.torch._vocabulary.text([token]) for token in range(3, 400)} - {"", "\ufffd"})
-    tokens = [tiny.torch._vocabulary.answer_tokens(text, ended=False) for text in texts]
+    texts = sorted({tiny.torch.vocabulary.text([token]) for token in range(3, 400)} - {"", "\ufffd"})
+    tokens = [tiny.torch.vocabulary.answer_tokens(text, ended=False) for text in texts]
     single = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == 1]
     (found,) = model.score([prompts()[4]], [[*single, ""]])
     assert 0.5 < sum(math.exp(s.logprobs[0]) for s in found) < 1.0
