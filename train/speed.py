@@ -82,7 +82,7 @@ def _ours(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, fo
 
 def _trl(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, folder: Path) -> float:
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     times: list[float] = []
@@ -106,13 +106,15 @@ def _trl(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, fol
     trainer = ORPOTrainer(
         model=model.network,
         args=ORPOConfig(
-            output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=max(1, batch // 2),
+            output_dir=str(folder), per_device_train_batch_size=1, gradient_accumulation_steps=batch,
             num_train_epochs=1, learning_rate=1e-6, beta=BETA, max_length=4096, gradient_checkpointing=False, bf16=False,
             use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
             logging_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,
+        callbacks=[Clock()],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return times[-1] - times[0]

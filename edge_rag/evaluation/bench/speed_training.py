@@ -1,9 +1,10 @@
 """How fast preference pairs are trained on, beside trl's ORPOTrainer: `edge-rag bench training`."""
 
+from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_rag.errors import MissingExtraError
+from edge_rag.errors import EdgeRagError, MissingExtraError
 from edge_rag.evaluation.figures import MB, Report, check_counts, figure, load_average, ratios, surroundings
 from edge_rag.evaluation.processes import fresh_process
 from edge_rag.evaluation.question_sets import load_set
@@ -48,8 +49,13 @@ def measure(
         for way in names:
             if progress:
                 progress("rounds", number, rounds, way)
-            with fresh_process() as process:
-                spent[way].append(process.submit(speed.train, way, base, pairs, batch, threads).result())
+            try:
+                with fresh_process() as process:
+                    spent[way].append(process.submit(speed.train, way, base, pairs, batch, threads).result())
+            except BrokenProcessPool as error:
+                raise EdgeRagError(
+                    f"{way} was ended by the system, as when memory runs out", mend="use fewer --others, or --no-peer"
+                ) from error
     if progress:
         progress("rounds", rounds, rounds, "")
     figures = []
@@ -68,6 +74,6 @@ def measure(
     notes = [
         f"{len(pairs)} pairs of {name}, {mean:.0f} tokens each on average (both sequences), steps of {batch}; ORPO,"
         f" LoRA of rank {speed.LORA_RANK} on all linear layers, 32 bits, {threads} threads; {rounds} rounds in turn",
-        f"{PEER}: two pairs at a time, no gradient checkpointing",
+        f"{PEER}: one pair at a time (two took more than 23 GB), no gradient checkpointing",
     ]
     return Report("Training on preference pairs", tuple(figures), tuple(notes), surroundings(command, load_before))
