@@ -204,6 +204,13 @@ def test_rose_prefers_right_responses_and_its_adapter_runs(
     assert sorted((tmp_path / "other" / "rows" / "responses.jsonl").read_bytes()) == sorted(sampled)
 
 
+def test_an_adapter_that_is_none_is_said_so(base: Path, questions: Path, tmp_path: Path, home: Path) -> None:
+    command = ["train", "rose", "--base", base, "--adapter", base, "--set", questions, "--out", tmp_path / "rose"]
+    done = edge_rag(*command, home=home, expect=2)
+    assert "it holds no adapter_config.json" in done.stderr
+    assert not (tmp_path / "rose").exists()
+
+
 @pytest.mark.slow
 def test_a_model_that_writes_nothing_of_use_is_said_so(base: Path, questions: Path, tmp_path: Path, home: Path) -> None:
     command = ["train", "rose", "--base", base, "--set", questions, "--out", tmp_path / "rose", "--limit", 6, "--samples", 1,

@@ -303,7 +303,10 @@ def _checked(logprobs: list[float]) -> list[float]:
     return logprobs
 
 
-def open_folder(folder: Path, adapter: Path | None, device: str, dtype: str) -> tuple[Any, Tokenizer, Any]:
+def open_folder(
+    folder: Path, adapter: Path | None, device: str, dtype: str, *, is_trainable: bool = False
+) -> tuple[Any, Tokenizer, Any]:
+    """Return the model, with the adapter that is to be trained on if `is_trainable`, its tokenizer, and transformers' one."""
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"{dtype!r} is no type to compute in", mend="use float32, bfloat16 or float16")
     for path, name in ((folder, "config.json"), (folder, "tokenizer.json"), (adapter, "adapter_config.json")):
@@ -323,7 +326,7 @@ def open_folder(folder: Path, adapter: Path | None, device: str, dtype: str) -> 
             import peft
 
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
-                model = peft.PeftModel.from_pretrained(model, adapter)
+                model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         chat = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return model.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), chat
     except (EdgeRagError, MemoryError, torch.OutOfMemoryError):

@@ -66,27 +66,22 @@ def open_trainable(base: Path, *, lora_rank: int, adapter: Path | None = None, t
     """
     if adapter is not None and not lora_rank:
         raise UsageError(
-            "all weights cannot be trained from an adapter on", mend="merge it: edge-rag export gguf --lora"
+            "all weights cannot be trained from an adapter on",
+            mend="merge it: edge-rag export gguf MODEL_DIR --lora PEFT_DIR --type f32 -o merged.gguf, then edge-rag export hf",
         )
     import peft
 
     torch.set_num_threads(usable_cores(threads))
     on_gpu = torch.cuda.is_available()
     dtype = "bfloat16" if on_gpu and lora_rank else "float32"
-    network, _, tokenizer = open_folder(base, None, "cuda" if on_gpu else "cpu", dtype)
+    network, _, tokenizer = open_folder(base, adapter, "cuda" if on_gpu else "cpu", dtype, is_trainable=True)
     torch.manual_seed(seed)
-    if lora_rank:
+    if lora_rank and adapter is None:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
-            if adapter is not None:
-                network = peft.PeftModel.from_pretrained(network, adapter, is_trainable=True)
-            else:
-                network = peft.get_peft_model(
-                    network,
-                    peft.LoraConfig(
-                        r=lora_rank,
-                        lora_alpha=2 * lora_rank,
-                        target_modules="all-linear",
-                        task_type="CAUSAL_LM",
-                    ),
-                )
+            network = peft.get_peft_model(
+                network,
+                peft.LoraConfig(
+                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+                ),
+            )
     return Trainable(network, tokenizer, base, lora_rank)
