@@ -211,8 +211,10 @@ def seconds_for_a_chunk(place: Place) -> float:
 
     embedder = open_embedder(Settings().embedder)
     with Library.open(place.library) as library:
-        ids = random.Random(0).sample(range(1, library.stats().n_chunks + 1), min(SAMPLE, library.stats().n_chunks))
-        texts = [embedding_text(p.heading, p.text) for p in library.passages(ids)]
+        # Changed files have got new ids, far above the number of chunks in a small library: ids that are gone are left out.
+        n = 10 * library.stats().n_chunks
+        ids = random.Random(0).sample(range(1, n + 1), min(10 * SAMPLE, n))
+        texts = [embedding_text(p.heading, p.text) for p in library.passages(ids)][:SAMPLE]
     embedder.embed(texts[:8])
     start = time.perf_counter()
     embedder.embed(texts)
