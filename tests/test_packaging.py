@@ -130,7 +130,8 @@ APART_MAY_USE = (
     "models",
     "answering.prompt",
     "evaluation",
-)  # models: what is exported is opened by the runtime, to compare
+    "documents",
+)  # models: what is exported is opened by the runtime, to compare; documents: where a sentence ends
 MAY_CALL_APART = {"cli", "evaluation"}  # inside a function
 TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "optimum"}
 NETWORK = {

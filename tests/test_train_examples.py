@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from edge_rag.train.examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 
-from edge_rag.answering.prompt import NOT_FOUND, answer_messages
+from edge_rag.answering.prompt import INSTRUCTIONS, NOT_FOUND, answer_messages
 from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.question_sets import Question, QuestionSet, data_dir, is_dev, load_set, set_names
 from edge_rag.evaluation.scoring import asks_verdict, contains_answer
@@ -34,7 +34,7 @@ def lamp(n: int, *, found: bool = True, n_others: int = 9) -> dict[str, Any]:
 
 
 def made(question_set: QuestionSet, noise: Noise | None = None, **options: Any) -> tuple[list[Example], Statistics]:
-    settings = {"counter": EchoGenerator(), "style": "words", "prompt_tokens": 10_000, "seed": 0} | options
+    settings = {"counter": EchoGenerator(), "styles": ["words"], "prompt_tokens": 10_000, "seed": 0} | options
     return examples_of(
         question_set, noise or Noise(), embedder=HashEmbedder(), settings=Settings(candidates=TEN), **settings
     )
@@ -61,6 +61,17 @@ def test_the_target_is_the_answer_that_stands_in_the_gold_passage(lamps: Questio
     unsaid = dataclasses.replace(examples[0], answers=("by night", "at dusk"))
     assert unsaid.target == "by night"
     assert dataclasses.replace(examples[0], answers=("yes",)).target == "yes"
+    place = next(e for e in examples if e.passages[e.gold[0]].title)
+    assert dataclasses.replace(place, answers=(place.passages[place.gold[0]].title.upper(),)).target.istitle()
+
+
+def test_of_several_styles_each_example_is_asked_in_one(lamps: QuestionSet) -> None:
+    examples, _ = made(lamps, Noise(), styles=["words", "rationale"])
+    assert 60 < sum(e.style == "rationale" for e in examples) < 140
+    alone, _ = made(lamps, Noise())
+    assert [dataclasses.replace(e, style="words") for e in examples] == alone
+    assert [example_of_row(example_row(e)) for e in examples] == examples
+    assert all(INSTRUCTIONS[e.style] in e.prompt[-1].content for e in examples)
 
 
 def test_a_share_of_the_examples_has_no_gold_and_abstains(lamps: QuestionSet) -> None:
@@ -249,7 +260,7 @@ def test_real_sets_give_what_they_say(name: str) -> None:
         if not example.answers:
             assert example.gold == () and example.target == NOT_FOUND
             continue
-        assert example.target in question.answers and example.target.strip()
+        assert example.target.casefold() in map(str.casefold, question.answers) and example.target.strip()
         outside = [p for n, p in enumerate(example.passages) if n not in example.gold]
         if not asks_verdict(example.answers):
             assert not any(contains_answer(f"{p.title}\n{p.text}", example.answers) for p in outside)

@@ -21,7 +21,8 @@ pytest.importorskip("llama_cpp")
 from edge_rag.train.examples import Example
 from edge_rag.train.language_model import Sampled
 from edge_rag.train.page import METRICS
-from edge_rag.train.rose import choose, is_right, is_sound, judge, newest_pairs, read_pairs
+from edge_rag.train.quotes import quotes, reasoned_target
+from edge_rag.train.rose import choose, is_right, is_sound, judge, newest_pairs, read_pairs, reasons_of
 from question_rows import door_questions
 from tiny_models import make_model
 
@@ -29,7 +30,7 @@ from edge_rag.answering.prompt import NOT_FOUND
 from edge_rag.cli import main
 from edge_rag.evaluation.question_sets import is_dev
 from edge_rag.evaluation.run_folder import read_rows
-from edge_rag.interfaces import Passage
+from edge_rag.interfaces import Passage, Style
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,8 @@ def test_a_run_that_was_begun_otherwise_is_refused_in_one_line(base: Path, quest
     [
         ({"--base": "nowhere"}, "edge-rag export hf"),
         ({"--set": "nowhere"}, "there is no set or file"),
-        ({"--prompt": "rationale"}, "use one of: words, sentence"),
+        ({"--prompt": "rhyme"}, "use one of: words, sentence, rationale"),
+        ({"--adapter": "nowhere"}, "nowhere"),
         ({"--others": 500}, "makes no sense"),
     ],
 )
@@ -225,10 +227,12 @@ def test_a_model_that_writes_nothing_of_use_is_said_so(base: Path, questions: Pa
 
 
 def example(
-    *answers: str, text: str = "The keeper Thomas Moar lit the lamp in 1849, when the tower was new."
+    *answers: str,
+    text: str = "The keeper Thomas Moar lit the lamp in 1849, when the tower was new.",
+    style: Style = "words",
 ) -> Example:
     passage = Passage(0, 0, "p", "Tower", "Tower", None, 0, len(text), text, 0.0)
-    return Example("s:q#0", "s", "Who lit the lamp first?", answers, (passage,), (0,) if answers else ())
+    return Example("s:q#0", "s", "Who lit the lamp first?", answers, (passage,), (0,) if answers else (), style)
 
 
 @pytest.mark.parametrize(
@@ -253,10 +257,11 @@ def test_where_nothing_tells_only_to_say_so_is_right() -> None:
 
 
 def test_what_was_cut_off_is_no_example() -> None:
-    assert judge(Sampled("Thomas Moar", -1.0, 3, False), example("Thomas Moar"), "words") == "unclear"
-    assert judge(Sampled("Thomas Moar", -1.0, 3, True), example("Thomas Moar"), "words") == "right"
-    assert judge(Sampled("Thomas Moar", -1.0, 3, True), example("Thomas Moar"), "rationale") == "unclear"  # no mark
-    assert judge(Sampled("He did. Answer: the cook", -1.0, 3, True), example("Thomas Moar"), "rationale") == "wrong"
+    words, reasoned = example("Thomas Moar"), example("Thomas Moar", style="rationale")
+    assert judge(Sampled("Thomas Moar", -1.0, 3, False), words) == "unclear"
+    assert judge(Sampled("Thomas Moar", -1.0, 3, True), words) == "right"
+    assert judge(Sampled("Thomas Moar", -1.0, 3, True), reasoned) == "unclear"  # no mark
+    assert judge(Sampled("He did. Answer: the cook", -1.0, 3, True), reasoned) == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -280,3 +285,48 @@ def test_the_hardest_pair_is_the_right_one_least_likely_and_the_wrong_one_most_l
     assert choose(right, wrong, "easiest", "") == ("b", "c")
     drawn = {choose(right, wrong, "random", str(seed)) for seed in range(50)}
     assert drawn == {("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")}
+
+
+# --- reasons that are quotes
+
+
+def two_hops(*answers: str, style: Style = "rationale") -> Example:
+    first = "The tower is old. Skerry light was built by the engineer Alan Howe. It is white."
+    second = "Alan Howe was a painter, too. He was born in Wick. He died at sea."
+    shown = [("Skerry", first), ("Rock", "Wick is a town where engineers are born."), ("Alan Howe", second)]
+    passages = tuple(
+        Passage(n, n, title, title, title, None, 0, len(text), text, 0.0) for n, (title, text) in enumerate(shown)
+    )
+    return Example("s:q#0", "s", "Where was the engineer of Skerry light born?", answers, passages, (0, 2), style)
+
+
+def test_reasons_quote_what_leads_to_the_answer_and_then_what_holds_it() -> None:
+    assert quotes(two_hops("Wick")) == ["Skerry light was built by the engineer Alan Howe.", "He was born in Wick."]
+    assert reasoned_target(two_hops("Wick")).endswith("He was born in Wick. Answer: Wick")
+    assert is_sound(reasons_of(reasoned_target(two_hops("Wick"))), two_hops("Wick"))
+
+
+def test_a_verdict_is_led_to_by_a_sentence_of_each_passage() -> None:
+    assert len(quotes(two_hops("yes"))) == 2
+    assert reasoned_target(two_hops("no")).endswith("Answer: no")
+
+
+def test_without_an_answer_there_are_no_reasons() -> None:
+    assert reasoned_target(two_hops()) == NOT_FOUND
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_give_reasons_and_goes_on_from_an_adapter(
+    base: Path, questions: Path, trained: Path, tmp_path: Path
+) -> None:
+    adapter = trained / "model" / "adapter"
+    command = supervised(
+        base, questions, tmp_path / "run", "--adapter", adapter, "--prompt", "rationale", "--prompt", "words"
+    )
+    edge_rag(*command, "--epochs", 1, home=trained.parent / "home")
+    rows = read_rows(tmp_path / "run" / "examples" / "train.jsonl")
+    assert {row["style"] for row in rows} == {"rationale", "words"}
+    first, begun = (
+        json.loads((run / "model" / "fitted.json").read_text())["first_loss"] for run in (tmp_path / "run", trained)
+    )
+    assert first < begun

@@ -18,6 +18,7 @@ Nothing is drawn from anything but the seed, the set's name and the question's i
 sets of a run, and a smaller limit draws some of the same examples.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,16 +49,23 @@ class Example:
     answers: tuple[str, ...]  # accepted; () where what is shown does not tell
     passages: tuple[Passage, ...]  # shown, in order
     gold: tuple[int, ...]  # positions in passages that hold the answer
+    style: Style = "words"  # what is asked for
+
+    @property
+    def prompt(self) -> list[Message]:
+        return answer_messages(self.question, self.passages, style=self.style)
 
     @property
     def target(self) -> str:
-        """What the model is to say: the first answer that stands in a gold passage, else the first; or "not found"."""
+        """What the model is to say: the first answer that stands in a gold passage, as it is written there, else the first;
+        or "not found"."""
         if not self.answers:
             return NOT_FOUND
         if not asks_verdict(self.answers):
             for answer in self.answers:
-                if any(_holds(self.passages[n].title, self.passages[n].text, (answer,)) for n in self.gold):
-                    return answer
+                for passage in (self.passages[n] for n in self.gold):
+                    if _holds(passage.title, passage.text, (answer,)):
+                        return _as_written(answer, f"{passage.text}\n{passage.title}")
         return self.answers[0]
 
 
@@ -94,7 +102,7 @@ def examples_of(
     noise: Noise,
     *,
     counter: TokenCounter,
-    style: Style,
+    styles: Sequence[Style],
     prompt_tokens: int,
     embedder: Embedder,
     settings: Settings,
@@ -104,16 +112,17 @@ def examples_of(
 ) -> tuple[list[Example], Statistics]:
     """Make the examples of a set: load it with part="train", or "dev" to choose settings on.
 
-    `limit` takes at most that many questions, and a smaller one takes some of the same. (A limit of load_set does nearly that:
-    which misses and unanswerable questions are taken also depends on how many others were loaded.) A prompt of more than
-    `prompt_tokens` loses others until it fits; where the passages that hold the answer do not fit, the example is left out.
+    Of several styles each example is asked in one, drawn. `limit` takes at most that many questions, and a smaller one takes
+    some of the same. (A limit of load_set does nearly that: which misses and unanswerable questions are taken also depends on
+    how many others were loaded.) A prompt of more than `prompt_tokens` loses others until it fits; where the passages that
+    hold the answer do not fit, the example is left out.
     """
     left_out: Counter[str] = Counter()
     evidence = _evidence_of(question_set, left_out)
     taken, share_left = _taken(question_set.name, evidence, noise, seed, left_out)
     taken = _at_most(limit, question_set.name, taken, seed)
     plans = [
-        _plan(question_set.name, item, number, noise, share_left, seed)
+        _plan(question_set.name, item, number, noise, styles, share_left, seed)
         for item in taken
         for number in range(noise.draws)
     ]
@@ -121,7 +130,7 @@ def examples_of(
     examples: list[Example] = []
     tokens: list[int] = []
     for done, plan in enumerate(plans, start=1):
-        example, n_tokens = _example(question_set.name, plan, found, counter, style, prompt_tokens)
+        example, n_tokens = _example(question_set.name, plan, found, counter, prompt_tokens)
         if example is None:
             left_out["too long"] += 1
         else:
@@ -142,12 +151,15 @@ def example_row(example: Example) -> dict[str, Any]:
         "answers": list(example.answers),
         "passages": passages,
         "gold": list(example.gold),
+        "style": example.style,
     }
 
 
 def example_of_row(row: Mapping[str, Any]) -> Example:
     passages = [as_passage(n, SetPassage(p["id"], p["title"], p["text"])) for n, p in enumerate(row["passages"])]
-    return Example(row["id"], row["set"], row["question"], tuple(row["answers"]), tuple(passages), tuple(row["gold"]))
+    return Example(
+        row["id"], row["set"], row["question"], tuple(row["answers"]), tuple(passages), tuple(row["gold"]), row["style"]
+    )
 
 
 # --- what of a question holds the answer ---
@@ -211,6 +223,12 @@ def _holds(title: str, text: str, answers: Sequence[str]) -> bool:
     return contains_answer(f"{title}\n{text}", answers)  # the prompt shows both
 
 
+def _as_written(answer: str, text: str) -> str:
+    """Return the answer in the text's own letters: lists of accepted answers have them in any case."""
+    found = re.search(re.escape(answer), text, re.IGNORECASE)
+    return found[0] if found else answer
+
+
 def _check_answers(question_set: QuestionSet) -> None:
     if any(_is_trainable(question) for question in question_set.questions):
         return
@@ -242,6 +260,7 @@ class _Plan:
     number: int  # of the draw
     n_others: int
     tells: bool  # False: abstain
+    style: Style
     seed: int  # of this draw
 
 
@@ -270,7 +289,9 @@ def _at_most(limit: int | None, set_name: str, taken: list[_Evidence], seed: int
     return [item for item in taken if item.question.id in ids]
 
 
-def _plan(set_name: str, item: _Evidence, number: int, noise: Noise, share_left: float, seed: int) -> _Plan:
+def _plan(
+    set_name: str, item: _Evidence, number: int, noise: Noise, styles: Sequence[Style], share_left: float, seed: int
+) -> _Plan:
     def draw(what: str) -> int:
         return draw_number(seed, set_name, item.question.id, str(number), what)
 
@@ -278,7 +299,8 @@ def _plan(set_name: str, item: _Evidence, number: int, noise: Noise, share_left:
     n_others = draw("others") % (noise.most_others + 1)
     if item.tells and not tells:
         n_others = max(1, n_others)
-    return _Plan(item, number, 0 if item.is_miss else n_others, tells, draw("seed"))
+    style = styles[draw("style") % len(styles)]
+    return _Plan(item, number, 0 if item.is_miss else n_others, tells, style, draw("seed"))
 
 
 def _search(
@@ -321,20 +343,20 @@ def _example(
     plan: _Plan,
     found: Mapping[str, tuple[SetPassage, ...]],
     counter: TokenCounter,
-    style: Style,
     prompt_tokens: int,
 ) -> tuple[Example | None, int]:
     """Show as many of the others as fit; None where what must be shown does not fit. Also return the tokens of the prompt."""
     question = plan.evidence.question
     for shown, tells in _shown(plan, found.get(question.id, ())):
         passages = tuple(as_passage(n, passage) for n, passage in enumerate(shown))
-        tokens = counter.count_tokens(answer_messages(question.question, passages, style=style))
+        holding = {passage.id for passage in plan.evidence.shown} if tells else set()
+        gold = tuple(n for n, passage in enumerate(shown) if passage.id in holding)
+        answers = question.answers if tells else ()
+        name = f"{set_name}:{question.id}#{plan.number}"
+        example = Example(name, set_name, question.question, answers, passages, gold, plan.style)
+        tokens = counter.count_tokens(example.prompt)
         if tokens <= prompt_tokens:
-            holding = {passage.id for passage in plan.evidence.shown} if tells else set()
-            gold = tuple(n for n, passage in enumerate(shown) if passage.id in holding)
-            answers = question.answers if tells else ()
-            name = f"{set_name}:{question.id}#{plan.number}"
-            return Example(name, set_name, question.question, answers, passages, gold), tokens
+            return example, tokens
     return None, 0
 
 

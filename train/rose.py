@@ -24,11 +24,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, answer_messages, final_answer
+from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, final_answer
 from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import Rows, content_key, file_hashes, read_rows
 from edge_rag.evaluation.scoring import contains_answer, score_text, squad_words
-from edge_rag.interfaces import Embedder, Message, Progress, Style
+from edge_rag.interfaces import Embedder, Message, Progress
 from edge_rag.settings import Settings
 
 from . import losses
@@ -169,7 +169,6 @@ class _Round:
             "base": self.base,
             "adapter": self.adapter or "",
             "preferences": {**asdict(self.preferences), "loss": "", "beta": 0, "margin": 0, "rounds": 0},
-            "style": self.plan.style,
         }
         with self.run.stage(name, inputs) as stage:
             if not stage.is_complete:
@@ -215,34 +214,32 @@ class _Round:
         self, writer: LanguageModel, part: str, examples: Sequence[Example], counts: Counter[str]
     ) -> dict[str, "Responses"]:
         """Gather right and wrong responses to each example, by its id."""
-        prompts = [answer_messages(e.question, e.passages, style=self.plan.style) for e in examples]
-        tokens = ANSWER_TOKENS if self.plan.style == "words" else REASON_TOKENS + ANSWER_TOKENS
-        plain = self.sample(writer, f"{part}, from the passages", prompts, tokens)
-        helped = self.helped(writer, part, examples, prompts) if self.plan.style == "rationale" else {}
+        reasoned = any(example.style == "rationale" for example in examples)
+        tokens = ANSWER_TOKENS + REASON_TOKENS * reasoned
+        plain = self.sample(writer, f"{part}, from the passages", [e.prompt for e in examples], tokens)
+        helped = self.helped(writer, part, examples) if reasoned else {}
         found = {}
         for n, example in enumerate(examples):
             gathered = found[example.id] = Responses()
             if not example.answers:
                 gathered.right.add(NOT_FOUND)
-            elif self.plan.style == "words":
+            elif example.style == "words":
                 gathered.right.add(example.target)
             for text in helped.get(n, ()):
                 gathered.right.add(text)
                 counts["reasons that hold"] += 1
             for sample in plain[n]:
-                kind = judge(sample, example, self.plan.style)
+                kind = judge(sample, example)
                 counts[f"{kind}, from the passages"] += 1
                 if kind == "wrong":
                     gathered.wrong.add(sample.text.strip())
-                elif kind == "right" and (self.plan.style == "words" or is_sound(reasons_of(sample.text), example)):
+                elif kind == "right" and (example.style == "words" or is_sound(reasons_of(sample.text), example)):
                     gathered.right.add(sample.text.strip())
         return found
 
-    def helped(
-        self, writer: LanguageModel, part: str, examples: Sequence[Example], prompts: Sequence[Sequence[Message]]
-    ) -> dict[int, list[str]]:
+    def helped(self, writer: LanguageModel, part: str, examples: Sequence[Example]) -> dict[int, list[str]]:
         """Let the model give reasons with the answer in sight, and answer from them without it."""
-        asked = [n for n, example in enumerate(examples) if example.answers]
+        asked = [n for n, example in enumerate(examples) if example.answers and example.style == "rationale"]
         hints = [_hint(examples[n]) for n in asked]
         given = dict(zip(asked, self.sample(writer, f"{part}, reasons", hints, REASON_TOKENS), strict=True))
         begun: list[tuple[int, str]] = []
@@ -250,8 +247,8 @@ class _Round:
             reasons = dict.fromkeys(" ".join(sample.text.split()) for sample in samples if sample.is_whole)
             begun += [(n, f"{text} {ANSWER_MARK}") for text in reasons if is_sound(text, examples[n])]
         concluded = self.sample(
-            writer, f"{part}, conclusions", [[*prompts[n], Message("assistant", text)] for n, text in begun], ANSWER_TOKENS,
-            n=1, temperature=0.0,
+            writer, f"{part}, conclusions", [[*examples[n].prompt, Message("assistant", text)] for n, text in begun],
+            ANSWER_TOKENS, n=1, temperature=0.0,
         )  # fmt: skip
         kept: dict[int, list[str]] = {}
         for (n, text), (answer,) in zip(begun, concluded, strict=True):
@@ -273,9 +270,8 @@ class _Round:
         counts["no right response"] = sum(not responses[e.id].right for e in examples)
         counts["no wrong response"] = sum(not responses[e.id].wrong for e in examples)
         counts["pairs"] = len(both)
-        prompts = [answer_messages(e.question, e.passages, style=self.plan.style) for e in both]
         texts = [[*sorted(responses[e.id].right), *sorted(responses[e.id].wrong)] for e in both]
-        scored = writer.score(prompts, texts, self.told(f"{part}, scores", len(both)))
+        scored = writer.score([e.prompt for e in both], texts, self.told(f"{part}, scores", len(both)))
         found = []
         for example, scores in zip(both, scored, strict=True):
             means = {score.text: score.mean for score in scores}
@@ -293,9 +289,7 @@ class _Round:
         """Make the rows to train on; DPO compares with what the model thought of them before."""
         examples = {example.id: example for example in read_examples(self.examples, part)}
         found = read_pairs(pairs, part)
-        prompts = [
-            answer_messages(e.question, e.passages, style=self.plan.style) for e in (examples[p.example] for p in found)
-        ]
+        prompts = [examples[pair.example].prompt for pair in found]
         before: list[tuple[float, ...]] = [()] * len(found)
         if self.preferences.loss == "dpo":
             scored = self.model.language_model.score(
@@ -374,13 +368,13 @@ class Responses:
 Kind = Literal["right", "wrong", "unclear"]
 
 
-def judge(sample: Sampled, example: Example, style: Style) -> Kind:
+def judge(sample: Sampled, example: Example) -> Kind:
     """Judge what the model wrote. What it did not end is nobody's example."""
     if not sample.is_whole or not sample.text.strip():
         return "unclear"
-    if style == "rationale" and NOT_FOUND not in sample.text and not has_mark(sample.text):
+    if example.style == "rationale" and NOT_FOUND not in sample.text and not has_mark(sample.text):
         return "unclear"
-    return is_right(sample.text if NOT_FOUND in sample.text else final_answer(sample.text, style), example)
+    return is_right(sample.text if NOT_FOUND in sample.text else final_answer(sample.text, example.style), example)
 
 
 def is_right(answer: str, example: Example) -> Kind:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from edge_rag.answering.prompt import PROMPT_VERSION, answer_messages
+from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.evaluation.question_sets import Part, load_set
 from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
 from edge_rag.interfaces import Embedder, Progress, Style
@@ -22,6 +22,7 @@ from . import losses
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 from .fit import Fitted, Fitting, Row, fit_stage
 from .page import examples_section
+from .quotes import reasoned_target
 from .run import TrainingRun
 from .trainable import Trainable, open_trainable
 
@@ -36,7 +37,7 @@ class Plan:
     limit: int | None = None  # examples of each set
     dev_limit: int = 40  # of each set, to choose the best weights by
     noise: Noise = field(default_factory=Noise)
-    style: Style = "words"
+    styles: tuple[Style, ...] = ("words",)  # each example is asked in one of them
     prompt_tokens: int = 1024
     lora_rank: int = 32  # 0: all weights are trained
     fitting: Fitting = field(default_factory=Fitting)
@@ -47,24 +48,28 @@ def train_supervised(
     out: Path,
     plan: Plan,
     *,
+    adapter: Path | None = None,
     embedder: Embedder,
     settings: Settings,
     command: str,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Train; RUN/model holds the adapter. The same call goes on with a run that was interrupted."""
-    model = open_trainable(base, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed)
+    """Train, from `adapter` on if there is one; RUN/model holds the new one. The same call goes on with an interrupted run."""
+    model = open_trainable(
+        base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+    )
     config = {
         "method": "supervised",
         "base": file_hashes(base),
+        "adapter": file_hashes(adapter) if adapter else {},
         **asdict(plan),
         "sets": hashes_of_sets(plan),
         "prompt_version": PROMPT_VERSION,
     }
     with TrainingRun.open(out, config, command=command, force=force) as run:
         examples = make_examples(run, plan, model, embedder, settings, progress)
-        return fit_answers(run, plan, model, base, examples, progress)
+        return fit_answers(run, plan, model, base, adapter, examples, progress)
 
 
 def hashes_of_sets(plan: Plan) -> dict[str, str]:
@@ -84,7 +89,7 @@ def make_examples(
         "sets": hashes_of_sets(plan),
         "limits": [plan.limit, plan.dev_limit],
         "noise": plan.noise,
-        "style": plan.style,
+        "styles": plan.styles,
         "prompt": [PROMPT_VERSION, plan.prompt_tokens],
         "seed": plan.fitting.seed,
     }
@@ -98,7 +103,7 @@ def make_examples(
                 with Rows(stage.folder / f"{part}.jsonl") as rows:
                     for name in plan.sets:
                         examples, found = examples_of(
-                            load_set(name, part=part), plan.noise, counter=model, style=plan.style,
+                            load_set(name, part=part), plan.noise, counter=model, styles=plan.styles,
                             prompt_tokens=plan.prompt_tokens, embedder=embedder, settings=settings,
                             seed=plan.fitting.seed, limit=limit, progress=progress,
                         )  # fmt: skip
@@ -110,17 +115,28 @@ def make_examples(
 
 
 def fit_answers(
-    run: TrainingRun, plan: Plan, model: Trainable, base: Path, examples: Path, progress: Progress | None
+    run: TrainingRun,
+    plan: Plan,
+    model: Trainable,
+    base: Path,
+    adapter: Path | None,
+    examples: Path,
+    progress: Progress | None,
 ) -> Fitted:
     """Fit the model to the answers, and save what was trained."""
 
     def rows() -> tuple[list[Row], list[Row]]:
         return (
-            [row_of(example, model, plan.style) for example in read_examples(examples, "train")],
-            [row_of(example, model, plan.style) for example in read_examples(examples, "dev")],
+            [row_of(example, model) for example in read_examples(examples, "train")],
+            [row_of(example, model) for example in read_examples(examples, "dev")],
         )
 
-    inputs = {"examples": [examples / "train.jsonl", examples / "dev.jsonl"], "base": base, "lora_rank": plan.lora_rank}
+    inputs = {
+        "examples": [examples / "train.jsonl", examples / "dev.jsonl"],
+        "base": base,
+        "adapter": adapter or "",
+        "lora_rank": plan.lora_rank,
+    }
     return fit_stage(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, progress)
 
 
@@ -128,9 +144,9 @@ def read_examples(folder: Path, part: str) -> list[Example]:
     return [example_of_row(row) for row in read_rows(folder / f"{part}.jsonl")]
 
 
-def row_of(example: Example, model: Trainable, style: Style) -> Row:
-    prompt = answer_messages(example.question, example.passages, style=style)
-    return Row(model.prompt(prompt), (model.answer(example.target),))
+def row_of(example: Example, model: Trainable) -> Row:
+    target = reasoned_target(example) if example.style == "rationale" else example.target
+    return Row(model.prompt(example.prompt), (model.answer(target),))
 
 
 def _answer_loss(logps: Tensor, mask: Tensor, _: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,6 +21,9 @@ BaseOption = Annotated[
 SetsOption = Annotated[
     list[str], typer.Option("--set", help="A question file, or a name under EDGE_RAG_DATA. Repeatable.", metavar="SET")
 ]
+AdapterOption = Annotated[
+    Path | None, typer.Option(help="peft adapter to start from: that of train supervised.", metavar="PEFT_DIR")
+]
 OutOption = Annotated[Path, typer.Option(help="Folder of the run.", metavar="DIR")]
 
 
@@ -51,7 +54,11 @@ def supervised(
     others: OthersOption = 9,
     absent: AbsentOption = 0.2,
     draws: DrawsOption = 1,
-    prompt: Annotated[str, typer.Option(help="What is asked for: words or sentence.", metavar="STYLE")] = "words",
+    adapter: AdapterOption = None,
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="What is asked for: words, sentence, rationale. Repeatable: one is drawn.", metavar="STYLE"),
+    ] = ["words"],  # noqa: B006
     prompt_tokens: PromptTokensOption = 1024,
     lora_rank: RankOption = 32,
     learning_rate: RateOption = 4e-4,
@@ -79,11 +86,12 @@ def supervised(
     settings = settings_of(context)
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
-        one_of("--prompt", prompt, ("words", "sentence")), prompt_tokens, lora_rank,
+        tuple(dict.fromkeys(one_of("--prompt", style, ("words", "sentence", "rationale")) for style in prompt)),
+        prompt_tokens, lora_rank,
         Fitting(learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, seed=seed),
     )  # fmt: skip
     fitted = train_supervised(
-        base, out, plan, embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings,
+        base, out, plan, adapter=adapter, embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings,
         command=command_line(), force=force, progress=progress_of(context),
     )  # fmt: skip
     _report(fitted, base, out, json)
@@ -104,9 +112,7 @@ def rose_run(
     base: BaseOption,
     set: SetsOption,
     out: OutOption,
-    adapter: Annotated[
-        Path | None, typer.Option(help="peft adapter to start from: that of train supervised.", metavar="PEFT_DIR")
-    ] = None,
+    adapter: AdapterOption = None,
     limit: LimitOption = None,
     dev_limit: DevLimitOption = 40,
     others: OthersOption = 9,
@@ -154,7 +160,7 @@ def rose_run(
     settings = settings_of(context)
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
-        one_of("--prompt", prompt, ("rationale", "words")), prompt_tokens, lora_rank,
+        (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, lora_rank,
         Fitting(learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, seed=seed),
     )  # fmt: skip
     one_of("--loss", loss, ("orpo", "dpo", "simpo"))
