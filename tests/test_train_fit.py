@@ -198,6 +198,17 @@ def test_a_few_rows_can_be_learnt_by_heart(tmp_path: Path, lora: bool) -> None:
     assert left == pytest.approx(found.best_loss, rel=1e-4)  # the best weights, and not the last
 
 
+def test_with_the_prompt_the_loss_is_the_one_that_transformers_has_for_the_whole_text(tmp_path: Path) -> None:
+    network, rows = tiny_network(), [row for row in tiny_rows(9, answers=2) if len(row.prompt) > 1]
+    expected = []
+    with torch.no_grad():
+        for row in rows:
+            whole = torch.tensor([[*row.prompt, *row.answers[0]]])
+            expected.append(network(whole, labels=whole).loss.item())
+    found = fit(network, rows, rows, nll, Fitting(1e-9, prompt_loss=True), tmp_path, pad=0)
+    assert found.first_loss == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
 def test_the_best_weights_are_kept_when_training_does_harm(tmp_path: Path) -> None:
     rows, others = tiny_rows(8), [Row(row.prompt, ((49, 48, 47),)) for row in tiny_rows(8)]
     network = tiny_network()

@@ -17,6 +17,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ class Fitting:
     weight_decay: float = 0.01
     evaluate_every: int = 50  # steps; a checkpoint is written each time
     patience: int = 3  # evaluations without a better one before it ends
+    prompt_loss: bool = False  # likelihood of the prompt's tokens too, where a loss has that of the answer
     piece_tokens: int = 0  # computed together, padding included; 0: 1,024 on a processor, 16,384 elsewhere
     seed: int = 0
 
@@ -117,7 +119,8 @@ def fit(
         raise UsageError("there is nothing to train on, or nothing to measure on", mend="give more questions")
     transformers_logging.set_verbosity_error()
     if _is_short_of_memory(model, [*rows, *dev_rows], fitting):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # its new name is too new
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     steps = _steps(len(rows), fitting, _n_processes())
     trainer = _Trainer(
         model,
@@ -187,20 +190,34 @@ def fit_stage(
 
 def answer_logps(model: Any, rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of the rows' answers, and their mask: (rows, answers, tokens)."""
+    logps, mask, _ = _logps(model, rows, pad, with_prompts=False)
+    return logps, mask
+
+
+def _logps(model: Any, rows: Sequence[Row], pad: int, *, with_prompts: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what answer_logps does, and the sum of the log-probabilities of each prompt if it is wanted."""
     device = next(model.parameters()).device
     segments, *laid = _lay_out(rows, pad)
     tokens, positions, sources, targets, present = (tensor.to(device) for tensor in laid)
     mask = _mask(segments, len(rows[0].answers))
+    kept = max(sum(map(len, row.answers)) for row in rows) + 1
     logits = model(
         input_ids=tokens,
         attention_mask=None if mask is None else mask.to(device),
         position_ids=positions,
-        logits_to_keep=max(sum(map(len, row.answers)) for row in rows) + 1,
+        logits_to_keep=0 if with_prompts else kept,
         use_cache=False,
     ).logits.float()
     own = torch.arange(len(rows), device=device)[:, None, None]
-    logps = logits[own, sources, targets] - torch.logsumexp(logits, -1)[own, sources]
-    return logps, present.to(logps.dtype)
+    sums = torch.logsumexp(logits, -1)
+    prompts = torch.zeros(len(rows), device=device)
+    if with_prompts:
+        asked = (segments[:, 1:] == 0) & (segments[:, :-1] == 0)  # the first token has nothing that it follows
+        each = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - sums[:, :-1]
+        prompts = (each * asked.to(device)).sum(-1)
+        sources = sources + tokens.shape[1] - kept
+    logps = logits[own, sources, targets] - sums[own, sources]
+    return logps, present.to(logps.dtype), prompts
 
 
 def pieces_of(rows: Sequence[Row], piece_tokens: int) -> Iterator[list[Row]]:
@@ -283,7 +300,7 @@ def _is_short_of_memory(model: Any, rows: Sequence[Row], fitting: Fitting) -> bo
     needed = int(longest * config.num_hidden_layers * (20 * config.hidden_size + 8 * config.intermediate_size) * 4)
     if device.type == "cuda":
         return needed > 0.6 * int(torch.cuda.mem_get_info(device)[0])
-    return needed * int(torch.get_num_threads()) > 0.6 * int(psutil.virtual_memory().available)
+    return needed * int(torch.get_num_threads()) > 0.8 * int(psutil.virtual_memory().available)
 
 
 def _piece_tokens(fitting: Fitting, device: torch.device) -> int:
@@ -321,6 +338,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self._figures: _Figures = defaultdict(list)
         self._since, self._n_since = time.perf_counter(), 0
         device = next(model.parameters()).device
+        self._prompt_loss = fitting.prompt_loss
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._piece_tokens = _piece_tokens(fitting, device)
         n_steps = len(steps) // _n_processes()
@@ -465,9 +483,13 @@ class _Trainer(Trainer):  # type: ignore[misc]
             self._on_log(self.state.global_step, figures)
 
     def _losses(self, model: Any, piece: Sequence[Row], to: "_Figures") -> Tensor:
-        logps, mask = answer_logps(model, piece, self._pad)
+        logps, mask, prompts = _logps(model, piece, self._pad, with_prompts=self._prompt_loss)
         reference = torch.tensor([row.reference for row in piece], dtype=logps.dtype, device=logps.device)
         losses, figures = self._loss(logps, mask, reference)
+        if self._prompt_loss:
+            n_prompt = torch.tensor([len(row.prompt) - 1 for row in piece], device=logps.device)
+            answer, n_answer = (logps * mask)[:, 0].sum(-1), mask[:, 0].sum(-1)
+            losses = losses + answer / n_answer - (prompts + answer) / (n_prompt + n_answer)
         for name, values in figures.items():
             to[name] += values.detach().float().tolist()
         return losses

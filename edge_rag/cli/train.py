@@ -129,6 +129,7 @@ def rose_run(
     loss: Annotated[str, typer.Option(help="orpo, dpo or simpo.", metavar="NAME")] = "orpo",
     beta: Annotated[float | None, typer.Option(help="Of the loss. [default: 0.1; 2 of simpo]")] = None,
     margin: Annotated[float, typer.Option(help="Of simpo.")] = 0.5,
+    prompt_loss: Annotated[bool, typer.Option("--prompt-loss", help="Of orpo: likelihood of the prompt, too.")] = False,
     responses: Annotated[
         Path | None, typer.Option(help="Another run, whose responses of the same model are used.", metavar="RUN")
     ] = None,
@@ -151,6 +152,7 @@ def rose_run(
     Example: edge-rag train rose run --base ./smollm2 --adapter ./run/model/adapter --set hotpotqa/distractor --out ./rose
     """
     _check_extras()
+    from edge_rag.errors import UsageError
     from edge_rag.models import open_embedder
     from edge_rag.train.examples import Noise
     from edge_rag.train.fit import Fitting
@@ -161,9 +163,13 @@ def rose_run(
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
         (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, lora_rank,
-        Fitting(learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, seed=seed),
+        Fitting(
+            learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, prompt_loss=prompt_loss, seed=seed
+        ),
     )  # fmt: skip
     one_of("--loss", loss, ("orpo", "dpo", "simpo"))
+    if prompt_loss and loss != "orpo":
+        raise UsageError(f"{loss} has no likelihood that the prompt could be part of", mend="leave out --prompt-loss")
     preferences = Preferences(
         samples, temperature, rejection, one_of("--pick", pick, ("hardest", "random", "easiest")), loss,
         (2.0 if loss == "simpo" else 0.1) if beta is None else beta, margin, rounds,
