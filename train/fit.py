@@ -77,7 +77,7 @@ class Fitting:
     evaluate_every: int = 50  # steps; a checkpoint is written each time
     patience: int = 3  # evaluations without a better one before it ends
     prompt_loss: bool = False  # likelihood of the prompt's tokens too, where a loss has that of the answer
-    piece_tokens: int = 0  # computed together, padding included; 0: 1,024 on a processor, 16,384 elsewhere
+    piece_tokens: int = 0  # computed together, padding included; 0: 384 on a processor, 16,384 elsewhere
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -304,7 +304,7 @@ def _is_short_of_memory(model: Any, rows: Sequence[Row], fitting: Fitting) -> bo
 
 
 def _piece_tokens(fitting: Fitting, device: torch.device) -> int:
-    return fitting.piece_tokens or (1024 if device.type == "cpu" else 16384)
+    return fitting.piece_tokens or (384 if device.type == "cpu" else 16384)
 
 
 def _n_processes() -> int:
@@ -402,7 +402,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         """Compute the rows of a step in pieces; their gradients add up to that of the mean over the rows."""
         model.train()
         rows = [self._rows[n] for n in inputs["rows"]]
-        pieces = list(pieces_of(rows, self._piece_tokens))
+        pieces = list(pieces_of(rows, self._piece_tokens))[::-1]  # the longest first: cores end at about the same time
         beside = self._threads > 1 and self.args.world_size == 1
         total = (self._beside_each_other if beside else self._one_by_one)(model, pieces, len(rows))
         if not math.isfinite(total.item()):

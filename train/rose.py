@@ -3,7 +3,8 @@
     examples     questions with the passages that answer them among others, or with others only (as in supervised training)
     writer       the model as llama.cpp runs it, to write and score fast on a CPU; on a GPU the one that is trained writes
     responses    right ones: reasons that the model gives when it sees the answer, kept if it finds the answer from them when
-                 it does not see it. Wrong ones: what it writes from the noisy passages alone, if that is wrong
+                 it does not see it; where none hold, the sentences that lead to the answer. Wrong ones: what it writes from
+                 the noisy passages alone, if that is wrong
     pairs        for each question the right response that the model finds least likely, and the wrong one that it finds most
                  likely: where it has most to learn
     model        an adapter fitted to prefer the first to the second
@@ -37,6 +38,7 @@ from .fit import Fitted, Loss, Row, fit_stage
 from .gguf_model import GgufModel
 from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
+from .quotes import reasoned_target
 from .run import ROWS, TrainingRun
 from .supervised import Plan, hashes_of_sets, make_examples, read_examples
 from .trainable import ADAPTER, Trainable, open_trainable
@@ -235,6 +237,9 @@ class _Round:
                     gathered.wrong.add(sample.text.strip())
                 elif kind == "right" and (example.style == "words" or is_sound(reasons_of(sample.text), example)):
                     gathered.right.add(sample.text.strip())
+            if not gathered.right:
+                gathered.right.add(reasoned_target(example))
+                counts["no reasons of its own: quotes"] += 1
         return found
 
     def helped(self, writer: LanguageModel, part: str, examples: Sequence[Example]) -> dict[int, list[str]]:
@@ -265,10 +270,9 @@ class _Round:
         responses: Mapping[str, "Responses"],
         counts: Counter[str],
     ) -> list[Pair]:
-        """Choose a pair for each example that has responses of both kinds."""
-        both = [example for example in examples if responses[example.id].right and responses[example.id].wrong]
-        counts["no right response"] = sum(not responses[e.id].right for e in examples)
-        counts["no wrong response"] = sum(not responses[e.id].wrong for e in examples)
+        """Choose a pair for each example that has wrong responses, too."""
+        both = [example for example in examples if responses[example.id].wrong]
+        counts["no wrong response"] = len(examples) - len(both)
         counts["pairs"] = len(both)
         texts = [[*sorted(responses[e.id].right), *sorted(responses[e.id].wrong)] for e in both]
         scored = writer.score([e.prompt for e in both], texts, self.told(f"{part}, scores", len(both)))
@@ -496,9 +500,8 @@ def _export(base: Path, adapter: Path | None, file: Path, threads: int) -> None:
 
 
 def _no_pairs(part: str, counts: Counter[str]) -> EdgeRagError:
-    lacking = max(("no right response", "no wrong response"), key=lambda kind: counts[kind])
     return EdgeRagError(
-        f"no pair came out of the {part} examples: {counts[lacking]} have {lacking}",
+        f"no pair came out of the {part} examples: {counts['no wrong response']} have no wrong response",
         mend="start from a supervised adapter (--adapter), or give more --samples, a higher --temperature or more --others",
     )
 
