@@ -80,7 +80,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(packages):
     compiled = [name for name in names if name.startswith("edge_rag/_native") and not name.endswith(".pyi")]
     assert modules == expected
     assert len(compiled) == 1
+    data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "edge_rag" / "models" / "data").rglob("*")}
     assert {"edge_rag/py.typed", "edge_rag/_native.pyi"} <= set(names)
+    assert {name for name in data if (ROOT / name).is_file()} <= set(names)
     assert all(name.startswith("edge_rag/") and not name.endswith((".pyc", ".c", ".cpp", ".h")) for name in names)
 
 

@@ -28,8 +28,6 @@ __all__ = [
     "quantised_generator",
 ]
 
-_PACKAGED = Path(__file__).parent / "data"
-
 
 def open_embedder(name: str, *, threads: int = 0, fingerprint: str = "") -> "OnnxEmbedder":
     """Open a packaged embedder by name, or one that `export` made, by its folder. `threads` 0: all usable cores.
@@ -54,9 +52,11 @@ def locate_embedder(name: str) -> Path:
     """Return the folder of an embedder."""
     if _is_path(name):
         return Path(name).expanduser()
-    if name not in {path.name for path in _PACKAGED.iterdir() if path.is_dir()}:
+    from edge_rag.models.store import PACKAGED
+
+    if name not in {path.name for path in PACKAGED.iterdir() if path.is_dir()}:
         raise ModelError(f"there is no embedder {name!r}", mend="run: edge-rag models list")
-    return _PACKAGED / name
+    return PACKAGED / name
 
 
 def open_scorer(folder: str, *, threads: int = 0) -> "OnnxScorer":

@@ -21,6 +21,14 @@ SourceKind = Literal["packaged", "pypi", "hf", "url", "file"]
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter that comes with edge_rag; how it was trained to be asked stands in its metadata."""
+
+    file: str  # a GGUF among the package's data
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     name: str
     role: Role
@@ -30,6 +38,7 @@ class Entry:
     size_bytes: int  # at the source; approximate where sha256 is empty
     licence: str
     requantize: str = ""  # the type that a GGUF is converted to after the download
+    adapter: Adapter | None = None  # merged into the file after the download, in Q8_0
     notes: str = ""
 
 

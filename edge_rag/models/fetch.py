@@ -56,14 +56,15 @@ def pull(name_or_source: str, *, sha256: str = "", progress: Progress | None = N
             f"nobody has pinned the sha256 of {entry.name}",
             mend="give the right one with --sha256 HEX, or --sha256 any to accept and record what comes",
         )
+    adapter = store.packaged_adapter(entry)
     folder = store.model_folder(entry.name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with store.lock(folder / "lock", report, "another process is pulling this model"):
             here = None if force else _already_here(entry, expected)
             if here is None:
-                path, found = _fetch(entry, folder, expected, report)
-                here = _record(entry, path, found)
+                path, found = _left_behind(entry, folder, expected) or _fetch(entry, folder, expected, report)
+                here = _merged(entry, adapter, path, found, report) if adapter else _record(entry, path, found)
             return _converted(entry, here, report)
     except OSError as error:
         raise _os_error(error, folder) from error
@@ -75,8 +76,17 @@ def _already_here(entry: Entry, expected: str) -> store.Manifest | None:
     except ModelError:
         return None  # absent or damaged
     manifest = store.read_manifest(entry.name)
-    same = manifest is not None and manifest.source == entry.source and expected in (ANY, manifest.source_sha256)
-    return manifest if same else None
+    if manifest is None or manifest.source != entry.source or expected not in (ANY, manifest.source_sha256):
+        return None
+    return manifest if manifest.adapter_sha256 == (entry.adapter.sha256 if entry.adapter else "") else None
+
+
+def _left_behind(entry: Entry, folder: Path, expected: str) -> tuple[Path, str] | None:
+    """Return the file that was fetched, but not merged before the disk was full or the process killed."""
+    path = folder / entry.file
+    if entry.adapter and path.is_file() and store.sha256_file(path) == expected:
+        return path, expected
+    return None
 
 
 def _fetch(entry: Entry, folder: Path, expected: str, report: Progress) -> tuple[Path, str]:
@@ -99,6 +109,20 @@ def _fetch(entry: Entry, folder: Path, expected: str, report: Progress) -> tuple
         return target, download(url, target, sha256=expected, headers=headers, progress=report)
     temporary.replace(target)
     return target, found
+
+
+def _merged(entry: Entry, adapter: Path, base: Path, source_sha256: str, report: Progress) -> store.Manifest:
+    """Put the adapter into the file that was fetched. The model is not there before that is done."""
+    from edge_rag.models import merge
+
+    whole = base.with_name(f"{entry.name}.Q8_0.gguf")
+    temporary = whole.with_name(whole.name + ".part")
+    _check_space(temporary, merge.merged_size(base))
+    merge.merge(base, adapter, temporary, name=entry.name, progress=report)
+    temporary.replace(whole)
+    manifest = _record(entry, whole, source_sha256)
+    base.unlink()
+    return manifest
 
 
 def _converted(entry: Entry, manifest: store.Manifest, report: Progress) -> Path:
@@ -134,6 +158,7 @@ def _record(entry: Entry, path: Path, source_sha256: str) -> store.Manifest:
         size_bytes=status.st_size,
         mtime_ns=status.st_mtime_ns,
         source_sha256=source_sha256,
+        adapter_sha256=entry.adapter.sha256 if entry.adapter else "",
     )
     store.write_manifest(manifest)
     return manifest

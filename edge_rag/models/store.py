@@ -20,9 +20,11 @@ from typing import IO
 
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Progress
+from edge_rag.models.catalog import Entry
 from edge_rag.settings import models_dir
 
 MANIFEST = "manifest.json"
+PACKAGED = Path(__file__).parent / "data"  # what comes with edge_rag
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Manifest:
     size_bytes: int
     mtime_ns: int
     source_sha256: str  # of the file that was fetched; differs after a conversion
+    adapter_sha256: str = ""  # of the adapter that was merged into it
 
 
 def model_folder(name: str) -> Path:
@@ -75,6 +78,20 @@ def installed_file(name: str) -> Path:
             write_manifest(replace(manifest, mtime_ns=status.st_mtime_ns))
         except OSError:
             pass  # a read-only medium: it is hashed again next time
+    return path
+
+
+def packaged_adapter(entry: Entry) -> Path | None:
+    """Return the adapter that comes with edge_rag for this model, proved; None if the model needs none."""
+    if entry.adapter is None:
+        return None
+    path = PACKAGED / entry.adapter.file
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}", mend="install edge_rag again") from error
+    if found != entry.adapter.sha256:
+        raise ModelError(f"{path}: it is not the adapter of {entry.name}", mend="install edge_rag again")
     return path
 
 
@@ -144,7 +161,7 @@ def _try_lock(file: IO[bytes]) -> bool:
 def _read(path: Path) -> Manifest:
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        kinds = (str, str, str, str, str, str, int, int, str)
+        kinds = (str, str, str, str, str, str, int, int, str, str)
         values = tuple(asdict(manifest).values())
         if not all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True)):
             raise ValueError("a value of the wrong type")

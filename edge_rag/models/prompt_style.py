@@ -1,0 +1,50 @@
+"""How a model was trained to be asked. It travels with the model, so that whoever opens it asks in that style:
+
+edge_rag.json in the folder that was trained -> the metadata of the GGUF that `export` makes of it -> what is merged from that
+"""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+from edge_rag.errors import ModelError
+from edge_rag.interfaces import Style
+from edge_rag.models.gguf_file import check_gguf
+
+STYLE, VERSION = "edge_rag.prompt", "edge_rag.prompt_version"  # of a GGUF's metadata, both texts
+NOTE = "edge_rag.json"
+
+
+def prompt_fields(style: Style, version: int) -> dict[str, str]:
+    """Return the metadata of a model that was trained with prompts of this style; `version`: PROMPT_VERSION at that time."""
+    return {STYLE: style, VERSION: str(version)}
+
+
+def write_note(folder: Path, fields: dict[str, str]) -> None:
+    (folder / NOTE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+def read_note(folder: Path) -> dict[str, str]:
+    """Return the metadata that a folder's GGUF is to have; {} if nobody has noted any."""
+    path = folder / NOTE
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        style, version = fields[STYLE], int(fields[VERSION])
+        if style not in get_args(Style):
+            raise ValueError(f"{STYLE} is {style!r}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path} makes no sense: {error}", mend="copy the folder again, or remove that file"
+        ) from error
+    return prompt_fields(style, version)
+
+
+def trained_style(model: Path, adapter: Path | None = None) -> Style:
+    """Return how a GGUF says that it is to be asked; its adapter has the last word. "sentence" if neither says anything."""
+    style: Style = "sentence"
+    for path in (model, adapter):
+        said = check_gguf(path, wanted=(STYLE,)).get(STYLE) if path is not None else None
+        style = next((known for known in get_args(Style) if known == said), style)
+    return style
