@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import platformdirs
 
@@ -35,9 +35,8 @@ class Settings:
     passages: int = 4  # passages that the selector keeps for the generator
     context_tokens: int = 2048  # window of the generator: prompt and answer together
     answer_tokens: int = 160  # most tokens of an answer
-    prompt: Style = (
-        "sentence"  # what the generator is asked for: sentence, words, or rationale (reasons first, not shown)
-    )
+    # what the generator is asked for: sentence, words, rationale (reasons first, not shown), or what it was trained for
+    prompt: Style | Literal["trained"] = "trained"
     trusted_key: str = ""  # Ed25519 public key, hexadecimal or a PEM file: bundles that it did not sign are refused
     confidence: float = -1.0  # abstain below this probability, 0 to 1; -1: the calibrated threshold
 
@@ -48,6 +47,7 @@ class Origin:
     source: str  # "flag --library", "EDGE_RAG_THREADS", the path of a config file, or "default"
 
 
+PROMPTS: tuple[str, ...] = ("trained", *get_args(Style))
 ENV_PREFIX = "EDGE_RAG_"
 # In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
 NOT_SETTINGS = {f"EDGE_RAG_{name}" for name in ("HOME", "DATA", "SIMD", "API_KEY", "TEST_CACHE")}
@@ -154,8 +154,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
         kind_name = {int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UsageError(f"{source}: {name} is {value!r} and must be {kind_name}", mend=f"correct {source}") from error
     low, high = _RANGES.get(name, (-inf, inf))
-    if name == "prompt" and converted not in get_args(Style):
-        raise UsageError(f"{source}: prompt is {value!r}", mend=f"use one of: {', '.join(get_args(Style))}")
+    if name == "prompt" and converted not in PROMPTS:
+        raise UsageError(f"{source}: prompt is {value!r}", mend=f"use one of: {', '.join(PROMPTS)}")
     if not isinstance(converted, str) and not low <= converted <= high:
         raise UsageError(f"{source}: {name} is {value} and must lie between {low} and {high}", mend=f"correct {source}")
     return converted

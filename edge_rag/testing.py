@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_rag.interfaces import Message
+from edge_rag.interfaces import Message, Style
 
 
 class HashEmbedder:
@@ -39,6 +39,7 @@ class EchoGenerator:
 
     name = "echo"
     context_tokens = 2048
+    style: Style = "sentence"
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(_words(m.content)) + 4 for m in messages)

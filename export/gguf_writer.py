@@ -25,15 +25,21 @@ _ITEM_BYTES = {"f32": 4, "f16": 2}
 
 def write_gguf(
     folder: ModelFolder, shape: Shape, tokenizer: GgufTokenizer, target: Path, *,
-    dtype: str, name: str, change: Change | None = None, progress: Progress | None = None,
+    dtype: str, name: str, change: Change | None = None, fields: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> None:  # fmt: skip
-    """Write all of a model as "f32" or "f16"; vectors are f32 in both, because llama.cpp computes with nothing else."""
+    """Write all of a model as "f32" or "f16"; vectors are f32 in both, because llama.cpp computes with nothing else.
+
+    `fields` is more metadata.
+    """
     names = _checked_names(folder, shape)
     writer = GGUFWriter(target, shape.architecture.gguf)
     try:
         _add_model(writer, shape, name)
         if (licence := card_licence(folder.path)) != UNKNOWN:
             writer.add_license(licence)
+        for key, value in (fields or {}).items():
+            writer.add_string(key, value)
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         add_tokenizer(writer, tokenizer)

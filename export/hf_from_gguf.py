@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from edge_rag.errors import ModelError
 from edge_rag.interfaces import Progress
+from edge_rag.models import prompt_style
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.licences import UNKNOWN, gguf_licence
 from edge_rag.models.quantise import requantize
@@ -33,7 +34,7 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         target.rmdir()
     outputs.check_target(target, force=False, mend="give a folder that is not there yet")
     report = progress or _silent
-    check_gguf(source)
+    asked = check_gguf(source, wanted=(prompt_style.STYLE, prompt_style.VERSION))
     with foreign(source):
         reader = GGUFReader(source)
         shape = read_shape(reader, str(source))
@@ -47,6 +48,8 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         save_tokenizer(made, rebuilt, tokenizer, shape.context)
         save_config(made, shape, tokenizer)
         _write_card(made, source)
+        if asked:
+            prompt_style.write_note(made, asked)
         tensors = {}
         for done, (name, values) in enumerate(_values(reader, shape, str(source)), start=1):
             tensors[name] = torch.from_numpy(values)

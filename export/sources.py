@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.errors import EdgeRagError, ModelError
+from edge_rag.interfaces import Style
+from edge_rag.models.prompt_style import prompt_fields, read_note
 
 from .architectures import Shape, find_hf, shape_of
 from .gguf_tokenizer import GgufTokenizer, read_tokenizer
@@ -29,6 +32,11 @@ def read_source(path: Path) -> Source:
 
         shape = shape_of(full_config(path), str(config))
         return Source(folder, shape, read_tokenizer(path, shape.vocab))
+
+
+def prompt_of(folder: Path, stated: Style | None) -> dict[str, str]:
+    """Return the metadata that says how what was trained is to be asked: as stated, or as its training has noted."""
+    return prompt_fields(stated, PROMPT_VERSION) if stated else read_note(folder)
 
 
 @contextmanager

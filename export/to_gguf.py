@@ -4,25 +4,27 @@ from pathlib import Path
 from typing import Any
 
 from edge_rag.errors import ModelError, UsageError
-from edge_rag.interfaces import Progress
+from edge_rag.interfaces import Progress, Style
 from edge_rag.models.quantise import requantize
 
 from . import outputs, parity
 from .adapters import check_fits, read_adapter
 from .gguf_tokenizer import NFC_NOTE, GgufTokenizer
 from .gguf_writer import write_gguf
-from .sources import foreign, read_source
+from .sources import foreign, prompt_of, read_source
 
 TYPES = tuple(parity.FLOORS)
 WRITTEN_DIRECTLY = ("f32", "f16")
 
 
 def export_gguf(
-    model: Path, target: Path, quantised_type: str = "q8_0", *, lora: Path | None = None, force: bool = False,
-    timed: bool = True, threads: int = 0, progress: Progress | None = None,
+    model: Path, target: Path, quantised_type: str = "q8_0", *, lora: Path | None = None,
+    prompt: Style | None = None, force: bool = False, timed: bool = True, threads: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `target` and its parity report; return the report.
 
+    `prompt` says how the model was trained to be asked, where its folder, or its adapter's, does not.
     ModelError if the model is not one that llama.cpp runs alike, or if the export is below a floor: then nothing is written.
     """
     quantised_type = quantised_type.lower()
@@ -37,6 +39,7 @@ def export_gguf(
     adapter = read_adapter(lora) if lora is not None else None
     if adapter is not None:
         check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(model))
+    asked = prompt_of(lora or model, prompt)
     name = model.resolve().name + (f" + {lora.resolve().name}" if lora else "")
     with outputs.workplace(target) as work:
         whole = work / "whole.gguf"
@@ -49,6 +52,7 @@ def export_gguf(
             dtype=dtype,
             name=name,
             change=adapter.merge if adapter else None,
+            fields=asked,
             progress=report,
         )
         made = whole

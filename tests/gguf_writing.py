@@ -28,8 +28,11 @@ def write_gguf(path: Path, metadata: Mapping[str, str | float], tensors: Mapping
     return path
 
 
-def write_adapter(path: Path, *, size: float, architecture: str = "llama", width: int = WIDTH) -> Path:
-    """Write a LoRA adapter for SmolLM2-135M that changes three layers by random values; `size` 0: by nothing."""
+def write_adapter(path: Path, *, size: float, architecture: str = "llama", width: int = WIDTH, style: str = "") -> Path:
+    """Write a LoRA adapter for SmolLM2-135M that changes three layers by random values; `size` 0: by nothing.
+
+    `style`: how it says that it is to be asked.
+    """
     random = np.random.default_rng(0)
     tensors = {}
     for layer in (3, 12, 21):
@@ -43,6 +46,7 @@ def write_adapter(path: Path, *, size: float, architecture: str = "llama", width
         "general.architecture": architecture,
         "adapter.type": "lora",
         "adapter.lora.alpha": float(RANK),
+        **({"edge_rag.prompt": style} if style else {}),
     }
     return write_gguf(path, metadata, tensors)
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -330,6 +331,17 @@ def test_a_generator_is_asked_for_what_the_settings_say_and_only_its_answer_is_s
     assert found.text == answer
     assert "".join(said).strip() == answer
     assert INSTRUCTIONS[style] in generator.asked[0][-1].content
+
+
+@pytest.mark.parametrize("chosen", ["trained", "sentence", "rationale"])
+def test_a_generator_is_asked_as_it_was_trained_unless_the_settings_say_otherwise(
+    library: Library, chosen: Literal["trained", "sentence", "rationale"]
+) -> None:
+    generator = Scripted("key 17")
+    generator.style = "words"
+    with Assistant(library, settings=Settings(confidence=0.0, prompt=chosen), generator=generator) as assistant:
+        assistant.ask("Which key locks the west door?")
+    assert INSTRUCTIONS["words" if chosen == "trained" else chosen] in generator.asked[0][-1].content
 
 
 @given(st.text(), st.sampled_from(["sentence", "words", "rationale"]))

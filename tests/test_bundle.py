@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf_writing import write_gguf
+from gguf_writing import write_adapter, write_gguf
 from typer.testing import CliRunner
 
 from edge_rag.answering import Assistant, retrieve
@@ -103,6 +103,26 @@ def test_a_generated_answer_is_the_librarys_to_the_last_bit(lighthouse, generato
     assert found.prompt_tokens > 100  # a language model was at work
     assert shown(found) == shown(expected)
     assert (tmp_path / "x.erag").read_bytes()[: generator_file.stat().st_size] == generator_file.read_bytes()
+
+
+def test_a_bundle_stores_how_its_model_was_trained_to_be_asked(small_library, generator_file, tmp_path):
+    words = write_adapter(tmp_path / "words.gguf", size=0.0, style="words")
+    rationale = write_adapter(tmp_path / "rationale.gguf", size=0.0, style="rationale")
+    plain = Settings(generator=str(generator_file), threads=1, answer_tokens=2, confidence=0.0)
+    for settings, style in (
+        (plain, "sentence"),
+        (EXTRACTS, "sentence"),
+        (replace(plain, prompt="rationale", lora=str(words)), "rationale"),
+        (replace(plain, lora=str(words)), "words"),
+    ):
+        assert build(small_library, tmp_path / "x.erag", settings=settings, force=True).prompt == style
+    with Bundle.open(tmp_path / "x.erag") as bundle:
+        assert bundle.settings().prompt == "words"
+        other = replace(bundle.settings(), prompt="trained", lora=str(rationale))
+        with bundle.assistant(replace(other, lora="")) as assistant:
+            assert assistant.generator.style == "words"
+        with bundle.assistant(other) as assistant:  # another adapter is asked in its own style
+            assert assistant.generator.style == "rationale"
 
 
 def test_a_selector_chooses_in_a_bundle_as_it_does_in_the_library(lighthouse, bundle_file, selector_folder, tmp_path):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gguf_writing import write_adapter
 from typer.testing import CliRunner
 
 from edge_rag.cli.commands import app
@@ -175,6 +176,20 @@ def test_a_folder_keeps_its_run(question_file: Path, tmp_path: Path, change: tup
     flags[change[0]] = change[1]
     with pytest.raises(UsageError, match=f"another run: {named}"):
         run(question_file, *(word for pair in flags.items() for word in pair))
+
+
+def test_a_model_is_measured_as_it_was_trained_to_be_asked(
+    question_file: Path, tmp_path: Path, generator_file: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter.gguf", size=0.0, style="words")
+    asked = {}
+    for name, flags in (("own", ()), ("stated", ("--prompt", "rationale"))):
+        run(
+            question_file, "--arm", "gold", "--limit", "1", "--answer-tokens", "2", "--timed", "0", "--out",
+            tmp_path / name, "--generator", generator_file, "--lora", adapter, *flags,
+        )  # fmt: skip
+        asked[name] = read_run(tmp_path / name).config["prompt"]
+    assert asked == {"own": "words", "stated": "rationale"}
 
 
 def test_changed_questions_are_another_run(question_file: Path, tmp_path: Path) -> None:

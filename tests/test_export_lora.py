@@ -6,15 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from edge_rag.export import parity
 from edge_rag.export.adapters import read_adapter
+from edge_rag.export.hf_from_gguf import export_hf
 from edge_rag.export.lora_to_gguf import export_lora
 from edge_rag.export.to_gguf import export_gguf
 from tiny_models import edit_json, make_adapter, make_model
 
+from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Message
 from edge_rag.models import open_generator
+from edge_rag.models.merge import merge
+from edge_rag.models.prompt_style import prompt_fields, read_note, trained_style, write_note
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,59 @@ def test_the_runtime_applies_it_to_a_quantised_base(llama: Path, adapter: Path, 
         with open_generator(str(tmp_path / "base.gguf"), threads=1, lora=lora) as generator:  # type: ignore[attr-defined]
             answers.append("".join(generator.generate([Message("user", "Who kept the light?")], max_tokens=20)))
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("lora_type", ["f16", "q8_0"])
+def test_what_pull_merges_computes_what_the_adapter_does(
+    llama: Path, adapter: Path, tmp_path: Path, lora_type: str
+) -> None:
+    export_gguf(llama, tmp_path / "base.gguf", "f32", timed=False, threads=1)
+    export(adapter, tmp_path / "adapter.gguf", lora_type=lora_type, base=llama)
+    merge(tmp_path / "base.gguf", tmp_path / "adapter.gguf", tmp_path / "merged.gguf", name="merged")
+
+    def logits(name: str, lora: Path | None = None) -> npt.NDArray[np.float32]:
+        with parity.Export(tmp_path / name, "f32", lora=lora, threads=1) as model:
+            return model.logits(list(range(5, 60)))
+
+    wanted, without = logits("base.gguf", tmp_path / "adapter.gguf"), logits("base.gguf")
+    assert np.abs(logits("merged.gguf") - wanted).mean() < np.abs(without - wanted).mean() / 5
+
+
+def test_an_adapter_in_q8_0_is_smaller_and_computes_the_same(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base")
+    wide = make_adapter(tmp_path / "adapter", base, r=32)
+    reports = {kind: export(wide, tmp_path / f"{kind}.gguf", lora_type=kind) for kind in ("f16", "q8_0")}
+    assert reports["q8_0"]["failed"] == []
+    assert reports["q8_0"]["kl_mean"] < 1e-3
+    assert reports["q8_0"]["size_bytes"] < 0.7 * reports["f16"]["size_bytes"]
+    with pytest.raises(UsageError, match=r"'q4_0' is no type of an adapter.*f16, q8_0"):
+        export(wide, tmp_path / "other.gguf", lora_type="q4_0")
+
+
+def test_how_it_was_trained_to_be_asked_travels_with_it(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    """From the note in the adapter's folder to the adapter, to what is merged with it, and back to a folder."""
+    noted = shutil.copytree(adapter, tmp_path / "noted")
+    write_note(noted, prompt_fields("words", PROMPT_VERSION))
+    export(noted, tmp_path / "adapter.gguf", base=llama)
+    export_gguf(llama, tmp_path / "merged.gguf", "f32", lora=noted, timed=False, threads=1)
+    export_hf(tmp_path / "merged.gguf", tmp_path / "folder", threads=1)
+    assert read_note(tmp_path / "folder") == prompt_fields("words", PROMPT_VERSION)
+    export_gguf(tmp_path / "folder", tmp_path / "again.gguf", "f32", timed=False, threads=1)
+    for name in ("adapter.gguf", "merged.gguf", "again.gguf"):
+        assert trained_style(tmp_path / name) == "words"
+    export(noted, tmp_path / "stated.gguf", base=llama, prompt="rationale")  # what is stated has the last word
+    assert trained_style(tmp_path / "merged.gguf", tmp_path / "stated.gguf") == "rationale"
+    with open_generator(str(tmp_path / "merged.gguf"), threads=1) as generator:  # type: ignore[attr-defined]
+        assert generator.style == "words"
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"edge_rag.prompt": "poem", "edge_rag.prompt_version": "1"}'])
+def test_a_note_that_makes_no_sense_is_refused(llama: Path, adapter: Path, tmp_path: Path, note: str) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "edge_rag.json").write_text(note)
+    with pytest.raises(ModelError, match=r"edge_rag\.json makes no sense"):
+        export(copy, tmp_path / "adapter.gguf", base=llama)
+    assert not (tmp_path / "adapter.gguf").exists()
 
 
 def test_a_wrong_strength_is_found(llama: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from loopback import Handler, serving
+from typer.testing import CliRunner
 
+from edge_rag.cli.commands import app
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.models import catalog, fetch, store
 from edge_rag.models.catalog import Source
@@ -352,6 +354,13 @@ def test_a_text_that_is_no_source_is_refused(home: Path, source: str) -> None:
 def test_the_packaged_embedder_needs_no_pull(home: Path) -> None:
     with pytest.raises(UsageError, match="comes with edge_rag"):
         fetch.pull("all-minilm-l6-v2")
+
+
+def test_without_a_name_the_generator_of_the_settings_is_pulled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(lambda request: request.reply_file(DATA)) as server:
+        monkeypatch.setenv("EDGE_RAG_GENERATOR", f"{server.url}/m.gguf")
+        done = CliRunner().invoke(app, ["-q", "models", "pull", "--sha256", SHA256], catch_exceptions=False)
+    assert Path(done.stdout.strip()).read_bytes() == DATA
 
 
 def test_what_is_here_is_not_fetched_again_unless_forced(home: Path) -> None:

@@ -270,6 +270,17 @@ def test_an_adapter_of_zeros_changes_nothing_and_a_large_one_everything(
             assert batch.generate([CAPITAL, about("Hm?")[:1], CAPITAL], max_tokens=24)[::2] == [alone, alone]
 
 
+@pytest.mark.parametrize(
+    ("style", "asked"), [("", "sentence"), ("words", "words"), ("of a later edge_rag", "sentence")]
+)
+def test_an_adapter_says_how_it_was_trained_to_be_asked(
+    generator_file: Path, tmp_path: Path, style: str, asked: str
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter.gguf", size=0.0, style=style)
+    with GgufGenerator(generator_file, threads=1, context_tokens=256, lora=adapter) as adapted:
+        assert adapted.style == asked
+
+
 def test_what_is_no_adapter_for_this_model_is_refused(generator_file: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(write_adapter(tmp_path / "whole.gguf", size=1.0).read_bytes()[:-100])

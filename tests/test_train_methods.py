@@ -26,11 +26,12 @@ from edge_rag.train.rose import choose, is_right, is_sound, judge, newest_pairs,
 from question_rows import door_questions
 from tiny_models import make_model
 
-from edge_rag.answering.prompt import NOT_FOUND
+from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.cli import main
 from edge_rag.evaluation.question_sets import is_dev
 from edge_rag.evaluation.run_folder import read_rows
 from edge_rag.interfaces import Passage, Style
+from edge_rag.models.prompt_style import prompt_fields, read_note
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,7 @@ def test_supervised_training_lowers_the_loss_on_dev_and_says_what_it_made(traine
     assert fitted["best_loss"] == pytest.approx(min(dev))
     assert min(dev) < dev[0] / 2
     assert (trained / "model" / "adapter" / "adapter_model.safetensors").is_file()
+    assert read_note(trained / "model" / "adapter") == prompt_fields("words", PROMPT_VERSION)
     assert not (trained / "model" / "checkpoints").exists()
     page = (trained / "page.html").read_text()
     assert "prompt tokens" in page

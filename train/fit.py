@@ -33,9 +33,11 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import json_text, read_json, write_whole
-from edge_rag.interfaces import Progress
+from edge_rag.interfaces import Progress, Style
+from edge_rag.models.prompt_style import prompt_fields, write_note
 
 from .run import TrainingRun
 from .trainable import Trainable
@@ -158,9 +160,10 @@ def fit_stage(
     rows: Callable[[], tuple[list[Row], list[Row]]],
     loss: Loss,
     fitting: Fitting,
+    style: Style,
     progress: Progress | None,
 ) -> Fitted:
-    """Fit as a stage of a run: all processes work on it, and the first one saves what was trained.
+    """Fit as a stage of a run: all processes work on it, and the first one saves what was trained, and for which prompts.
 
     `rows` makes the rows to train on and the dev rows, if they are needed.
     """
@@ -181,7 +184,7 @@ def fit_stage(
             progress=progress,
         )
         if run.is_main:
-            model.save(stage.folder)
+            write_note(model.save(stage.folder), prompt_fields(style, PROMPT_VERSION))
             write_whole(stage.folder / FITTED, json_text(asdict(fitted)))
             shutil.rmtree(checkpoints)
         PartialState().wait_for_everyone()

@@ -160,7 +160,15 @@ class _Round:
             return self.rows(pairs, "train"), self.rows(pairs, "dev")
 
         return fit_stage(
-            self.run, self.name, inputs, self.model, rows, _loss(self.preferences), self.plan.fitting, self.progress
+            self.run,
+            self.name,
+            inputs,
+            self.model,
+            rows,
+            _loss(self.preferences),
+            self.plan.fitting,
+            self.plan.styles[0],
+            self.progress,
         )
 
     def make_pairs(self) -> Path:

@@ -137,7 +137,7 @@ def fit_answers(
         "adapter": adapter or "",
         "lora_rank": plan.lora_rank,
     }
-    return fit_stage(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, progress)
+    return fit_stage(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, plan.styles[0], progress)
 
 
 def read_examples(folder: Path, part: str) -> list[Example]:

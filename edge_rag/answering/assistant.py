@@ -123,6 +123,11 @@ class Assistant:
     ) -> None:
         self.close()
 
+    @property
+    def _style(self) -> Style:
+        chosen = self._settings.prompt
+        return self.generator.style if chosen == "trained" else chosen
+
     def _retrieve(self, question: str, filters: Filters, history: Sequence[Turn]) -> Retrieval:
         s = self._settings
         k = max(s.passages, s.candidates)
@@ -152,7 +157,7 @@ class Assistant:
         draft, prompt = "", Prompt((), 0, tuple(kept), ())
         if not self._extractive:
             s = self._settings
-            prompt = fit(question, kept, self.generator, s.answer_tokens, earlier, style=s.prompt)
+            prompt = fit(question, kept, self.generator, s.answer_tokens, earlier, style=self._style)
             draft = self._generate(prompt, emit)
             sentences, citations = locate(question, draft, prompt.passages)
             if _is_near(citations, ranked):
@@ -166,7 +171,7 @@ class Assistant:
 
     def _generate(self, prompt: Prompt, emit: Callable[[str], None]) -> str:
         """Stream an answer; end it where it begins to say the same again."""
-        style = self._settings.prompt
+        style = self._style
         text = shown = ""
         for piece in self.generator.generate(prompt.messages, max_tokens=self._settings.answer_tokens):
             text += piece

@@ -29,12 +29,13 @@ from edge_rag.bundle.opened import Bundle
 from edge_rag.bundle.sbom import edge_rag_version, sbom
 from edge_rag.bundle.verify import verify
 from edge_rag.errors import LibraryError, UsageError
-from edge_rag.interfaces import Embedder, Progress
+from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.library import Library
 from edge_rag.models import catalog, locate_embedder, locate_generator, locate_selector, open_scorer, store
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.licences import LONGEST_TEXT, UNKNOWN, card_licence, gguf_licence, licence_text
 from edge_rag.models.onnx_folder import folder_files
+from edge_rag.models.prompt_style import trained_style
 from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
@@ -208,6 +209,14 @@ def _licensed(parts: list[Ingredient], stated: Mapping[str, str | Path]) -> list
     return found + texts
 
 
+def _style(settings: Settings) -> Style:
+    """Return how the bundle's generator is to be asked, whatever it is called elsewhere."""
+    if settings.prompt != "trained":
+        return settings.prompt
+    path = None if settings.generator == EXTRACTIVE else locate_generator(settings.generator)
+    return trained_style(path, Path(settings.lora).expanduser() if settings.lora else None) if path else "sentence"
+
+
 def _manifest(
     settings: Settings, embedder: Embedder, scorer: OnnxScorer | None, contents: Contents, texts: bool
 ) -> Manifest:
@@ -226,7 +235,7 @@ def _manifest(
         candidates=settings.candidates,
         context_tokens=settings.context_tokens,
         answer_tokens=settings.answer_tokens,
-        prompt=settings.prompt,
+        prompt=_style(settings),
         confidence=settings.confidence,
         abstention_weights=SHIPPED.weights,
         abstention_threshold=SHIPPED.threshold,

@@ -265,6 +265,10 @@ class _Generator:
         self._bundle, self._settings = bundle, settings
         self._model: Generator | None = None
 
+    @property
+    def style(self) -> Style:
+        return self._opened().style if self._settings.lora else cast(Style, self._bundle.manifest.prompt)
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._opened().count_tokens(messages)
 

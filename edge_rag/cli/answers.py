@@ -42,7 +42,11 @@ GeneratorOption = Annotated[
 ]
 LoraOption = Annotated[str | None, typer.Option(help="GGUF adapter for the generator.", metavar="FILE")]
 PromptOption = Annotated[
-    str | None, typer.Option(help="Ask for a sentence, words, or a rationale (which is not shown).", metavar="STYLE")
+    str | None,
+    typer.Option(
+        help="Ask for a sentence, words, or a rationale (which is not shown). [default: what the model was trained for]",
+        metavar="STYLE",
+    ),
 ]
 SelectorOption = Annotated[
     str | None,

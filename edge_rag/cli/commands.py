@@ -10,7 +10,7 @@ from edge_rag.cli.common import State
 app = typer.Typer(
     name="edge-rag",
     help="Answers from your own documents, offline, with citations that are true.",
-    epilog="Start: edge-rag models pull smollm2-135m-instruct, edge-rag add ~/Documents, edge-rag ask 'When ...?'",
+    epilog="Start: edge-rag models pull, edge-rag add ~/Documents, edge-rag ask 'When ...?'",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: half the start-up time, and it can be pasted

@@ -89,6 +89,8 @@ def open_bundle(context: typer.Context, path: Path, **flags: Any) -> "Iterator[t
     base = settings_of(context, **flags)
     with Bundle.open(path, trusted_key=base.trusted_key) as bundle:
         given = {name: getattr(base, name) for name, value in flags.items() if value is not None}
+        if given.keys() & {"generator", "lora"}:  # the bundle's style is its own model's
+            given["prompt"] = base.prompt
         yield bundle, dataclasses.replace(bundle.settings(base), **given)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_rag.cli.answers import PromptOption
 from edge_rag.cli.common import JsonFlag, RunByDefault, command_line, one_of, print_json, progress_of, settings_of
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def run(
         str | None, typer.Option(help="GGUF file of an adapter for the generator; '' for none.", metavar="FILE")
     ] = None,
     quantised: Annotated[str, typer.Option(help="Convert the generator first: Q8_0, Q4_0 ...", metavar="TYPE")] = "",
-    prompt: Annotated[
-        str, typer.Option(help="What is asked for: sentence, words, or rationale.", metavar="STYLE")
-    ] = "sentence",
+    prompt: PromptOption = None,
     search: Annotated[str, typer.Option(help="fused, dense or lexical.", metavar="HOW")] = "fused",
     selector: Annotated[
         str,
@@ -77,14 +76,14 @@ def run(
     from edge_rag.evaluation.run import Plan, evaluate
     from edge_rag.models import open_embedder
 
-    settings = settings_of(context)
+    settings = settings_of(context, prompt=prompt)
     adapter = settings.lora if lora is None else lora
     who = Who(generator or settings.generator, adapter, quantised, settings.threads, context_tokens)
     choice = Choice(
         one_of("--search", search, ("fused", "dense", "lexical")),
         selector,
         keep,
-        one_of("--prompt", prompt, ("sentence", "words", "rationale")),
+        who.style if settings.prompt == "trained" else settings.prompt,
         answer_tokens,
         seed,
     )

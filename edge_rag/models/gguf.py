@@ -34,6 +34,7 @@ class GgufGenerator:
         self.context_tokens = context_tokens
         threads = usable_cores(threads)
         self._model = NativeModel(path, lora=lora)
+        self.style = self._model.style
         self._vocabulary = Vocabulary(self._model, self.name)
         self._context = self._model.open_context(
             tokens=context_tokens,

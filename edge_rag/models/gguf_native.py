@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.errors import MissingExtraError, ModelError
-from edge_rag.models.gguf_file import check_gguf
+from edge_rag.models.prompt_style import trained_style
 
 N_BATCH = 512  # prompt tokens for each call: also how long Ctrl-C may have to wait
 TOGETHER = 2  # tokens at least for each call that must not depend on company: one alone takes another path
@@ -58,9 +58,7 @@ class NativeModel:
     """A GGUF file in memory, and the adapter that its contexts apply. Contexts must be closed before it."""
 
     def __init__(self, path: Path, *, lora: Path | None = None) -> None:
-        check_gguf(path)
-        if lora is not None:
-            check_gguf(lora)
+        self.style = trained_style(path, lora)  # which checks both files
         self.llama = load_llama()
         self.path = path
         self.pointer = self.llama.llama_model_load_from_file(os.fsencode(path), self.llama.llama_model_default_params())

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge_rag.errors import ModelError, UsageError
-from edge_rag.interfaces import Message
+from edge_rag.interfaces import Message, Style
 
 TIMEOUT_S = 120.0  # without a byte; a large model on a CPU may read a prompt for a minute
 MAX_LINE = 1 << 20
@@ -23,6 +23,8 @@ MAX_LINE = 1 << 20
 
 class RemoteGenerator:
     """An interfaces.Generator over `POST <base>/chat/completions`. Holds nothing between calls."""
+
+    style: Style = "sentence"
 
     def __init__(self, spec: str, *, context_tokens: int = 2048, timeout_s: float = TIMEOUT_S) -> None:
         """`spec` is http(s)://host/v1#model."""

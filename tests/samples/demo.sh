@@ -4,7 +4,7 @@ samples=$(dirname "$0")/lighthouse
 step() { printf '\n\033[1m$ edge-rag %s\033[0m\n' "$(printf "'%s' " "$@" | sed "s/'\([A-Za-z0-9_.\/-]*\)'/\1/g")"; edge-rag "$@"; }
 export EDGE_RAG_LIBRARY=lighthouse
 
-step models pull smollm2-135m-instruct
+step models pull
 step sync "$samples"
 step list
 step search "Who may open the west door?" -k 2

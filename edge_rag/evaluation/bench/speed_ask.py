@@ -13,7 +13,7 @@ from edge_rag.answering import Assistant, KeepTop
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, ratios, surroundings
 from edge_rag.evaluation.processes import fresh_process, memory_of
-from edge_rag.interfaces import Generator, Message, Passage, Progress
+from edge_rag.interfaces import Generator, Message, Passage, Progress, Style
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 
@@ -153,6 +153,10 @@ class _Stopwatch:
     @property
     def context_tokens(self) -> int:
         return self.inner.context_tokens
+
+    @property
+    def style(self) -> Style:
+        return self.inner.style
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self.inner.count_tokens(messages)
