@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gguf_writing import write_adapter, write_gguf
@@ -26,6 +27,7 @@ from edge_rag.bundle.contents import relative_paths
 from edge_rag.bundle.signing import make_keys
 from edge_rag.bundle.verify import verify
 from edge_rag.cli.commands import app
+from edge_rag.cli.common import State, open_bundle
 from edge_rag.errors import EdgeRagError, IntegrityError, LibraryError, ModelError, UsageError
 from edge_rag.library import Filters, Library
 from edge_rag.models import selector
@@ -116,6 +118,10 @@ def test_a_bundle_stores_how_its_model_was_trained_to_be_asked(small_library, ge
         (replace(plain, lora=str(words)), "words"),
     ):
         assert build(small_library, tmp_path / "x.erag", settings=settings, force=True).prompt == style
+    context = SimpleNamespace(obj=State(None, quiet=True))
+    for flags, style in (({}, "words"), ({"lora": str(rationale)}, "trained"), ({"prompt": "sentence"}, "sentence")):
+        with open_bundle(context, tmp_path / "x.erag", **flags) as (_, settings):
+            assert settings.prompt == style
     with Bundle.open(tmp_path / "x.erag") as bundle:
         assert bundle.settings().prompt == "words"
         other = replace(bundle.settings(), prompt="trained", lora=str(rationale))

@@ -1,6 +1,7 @@
 """An adapter merged into its base: the numbers, the bytes, what is refused, and how `pull` does it."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -18,8 +19,10 @@ pytest.importorskip("gguf", reason="needs the [export] extra")
 
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
+from typer.testing import CliRunner
 
 from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.cli.commands import app
 from edge_rag.errors import ModelError
 from edge_rag.models import catalog, fetch, merge, store
 from edge_rag.models.catalog import CATALOG, Adapter, Entry
@@ -47,7 +50,7 @@ def write_base(path: Path, kind: Type = Type.Q4_1, *, architecture: str = "llama
     for n, name in enumerate(("one.weight", "two.weight")):
         writer.add_tensor(name, quantize(values + n, kind), raw_dtype=kind)
     writer.add_tensor("norm.weight", numbers(WIDTH, seed=3))
-    writer.add_tensor("odd.weight", numbers(5, 7, seed=4))
+    writer.add_tensor("odd.weight", numbers(HEIGHT, 7, seed=4))
     return finish(writer, path)
 
 
@@ -127,7 +130,7 @@ def test_the_same_files_give_the_same_bytes_on_every_machine(tmp_path: Path) -> 
     base, adapter = write_base(tmp_path / "base.gguf"), write_adapter(tmp_path / "adapter.gguf", kind=Type.Q8_0)
     merge.merge(base, adapter, tmp_path / "merged.gguf", name="merged")
     found = b"".join(tensor.data.tobytes() for tensor in GGUFReader(tmp_path / "merged.gguf").tensors)
-    assert hashlib.sha256(found).hexdigest() == "8d1e94b94fe5879f8eddb2ecd9ad021454228d048d77332f08bc9d3c156acec5"
+    assert hashlib.sha256(found).hexdigest() == "63cbb32fc70372976f5b410b3229cc2ced6f357426c068802ca9da2ae7211ac8"
 
 
 def test_the_metadata_is_the_bases_with_the_adapters_word_on_prompts(tmp_path: Path) -> None:
@@ -153,6 +156,7 @@ def test_the_metadata_is_the_bases_with_the_adapters_word_on_prompts(tmp_path: P
         ({"parts": "a"}, "it has no A and B for one.weight"),
         ({"width": 64}, "it changes a one.weight of 70 times 64 values"),
         ({"name": "three.weight"}, "it changes a three.weight"),
+        ({"name": "odd.weight", "width": 7}, "odd.weight has rows of 7 values"),
         ({"kind": Type.BF16}, "one.weight.lora_a is of llama.cpp's type 30, which is not merged here"),
     ],
 )
@@ -200,6 +204,20 @@ def test_pull_merges_the_adapter_that_comes_with_the_package(entry: Entry, home:
     assert [done for stage, done, _, _ in seen if stage == "merge"] == [1, 2, 3, 4]
     assert fetch.pull("tiny-rag") == path
     assert store.installed_file("tiny-rag") == path
+
+
+def test_models_list_and_show_say_how_it_is_to_be_asked(entry: Entry, home: Path) -> None:
+    def said(*arguments: str) -> Any:
+        done = CliRunner().invoke(app, ["-q", "models", *arguments], catch_exceptions=False)
+        return done.stdout if "--json" not in arguments else json.loads(done.stdout)
+
+    for _ in range(2):  # the adapter says it, and then the model that is here
+        assert said("show", "tiny-rag", "--json")["prompt"] == "words"
+        assert [row["prompt"] for row in said("list", "--json")["models"]] == ["words"]
+        assert "Apache-2.0, asked for words" in said("list")
+        path = fetch.pull("tiny-rag")
+    path.write_bytes(b"damaged")
+    assert said("show", "tiny-rag", "--json")["prompt"] == ""
 
 
 def test_an_edge_rag_with_another_adapter_merges_that(
