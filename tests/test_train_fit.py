@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from edge_rag.train import losses
-from edge_rag.train.fit import Fitting, Row, answer_logps, fit, last_checkpoint, pieces_of
+from edge_rag.train.answers import Row, answer_logps, answer_losses
+from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,9 @@ def tiny_rows(n: int, answers: int = 1, seed: int = 0) -> list[Row]:
 def nll(logps: Any, mask: Any, _: Any) -> tuple[Any, dict[str, Any]]:
     loss = losses.answer_nll(logps, mask)
     return loss, {"likelihood": torch.exp(-loss)}
+
+
+NLL = answer_losses(nll, pad=0)
 
 
 # --- losses
@@ -173,7 +177,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
 def trained(folder: Path, rows: list[Row], **changes: Any) -> list[Any]:
     network = tiny_network()
     fitting = Fitting(**({"batch": 4, "evaluate_every": 2, "learning_rate": 1e-3} | changes))
-    fit(network, rows, rows[:2], nll, fitting, folder, pad=0)
+    fit(network, rows, rows[:2], NLL, fitting, folder)
     return [parameter.detach().clone() for parameter in network.parameters()]
 
 
@@ -185,7 +189,7 @@ def test_a_few_rows_can_be_learnt_by_heart(tmp_path: Path, lora: bool) -> None:
     rows, logged = tiny_rows(8), []
     network = tiny_network(lora=lora)
     found = fit(
-        network, rows, rows, nll, Fitting(1e-2, batch=8, epochs=60, evaluate_every=20, patience=9), tmp_path, pad=0,
+        network, rows, rows, NLL, Fitting(1e-2, batch=8, epochs=60, evaluate_every=20, patience=9), tmp_path,
         on_log=lambda step, figures: logged.append((step, figures)),
     )  # fmt: skip
     assert found.steps == 60
@@ -205,16 +209,15 @@ def test_with_the_prompt_the_loss_is_the_one_that_transformers_has_for_the_whole
         for row in rows:
             whole = torch.tensor([[*row.prompt, *row.answers[0]]])
             expected.append(network(whole, labels=whole).loss.item())
-    found = fit(network, rows, rows, nll, Fitting(1e-9, prompt_loss=True), tmp_path, pad=0)
+    whole_text = answer_losses(nll, pad=0, prompt_loss=True)
+    found = fit(network, rows, rows, whole_text, Fitting(1e-9), tmp_path)
     assert found.first_loss == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
 def test_the_best_weights_are_kept_when_training_does_harm(tmp_path: Path) -> None:
     rows, others = tiny_rows(8), [Row(row.prompt, ((49, 48, 47),)) for row in tiny_rows(8)]
     network = tiny_network()
-    found = fit(
-        network, rows, others, nll, Fitting(3e-2, batch=8, epochs=60, evaluate_every=1, patience=3), tmp_path, pad=0
-    )
+    found = fit(network, rows, others, NLL, Fitting(3e-2, batch=8, epochs=60, evaluate_every=1, patience=3), tmp_path)
     assert found.steps <= found.best_step + 3 < 60
     with torch.no_grad():
         left = nll(*answer_logps(network.eval(), others, 0), None)[0].mean().item()
@@ -227,14 +230,14 @@ def test_what_is_computed_again_to_save_memory_changes_no_bit(tmp_path: Path, mo
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     network = tiny_network()
-    fit(network, rows, rows[:2], nll, Fitting(1e-3, batch=4, evaluate_every=2), tmp_path / "again", pad=0)
+    fit(network, rows, rows[:2], NLL, Fitting(1e-3, batch=4, evaluate_every=2), tmp_path / "again")
     assert network.is_gradient_checkpointing
     assert all(torch.equal(a, b) for a, b in zip(plain, network.parameters(), strict=True))
 
 
 def test_nothing_to_train_on_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to train on"):
-        fit(tiny_network(), [], tiny_rows(1), nll, Fitting(), tmp_path, pad=0)
+        fit(tiny_network(), [], tiny_rows(1), NLL, Fitting(), tmp_path)
 
 
 def test_a_loss_that_is_no_number_ends_it_with_the_last_good_checkpoint_kept(tmp_path: Path) -> None:
@@ -246,7 +249,8 @@ def test_a_loss_that_is_no_number_ends_it_with_the_last_good_checkpoint_kept(tmp
         return nll(logps * (math.nan if calls > 5 else 1.0), mask, reference)
 
     with pytest.raises(EdgeRagError, match=r"not a number at step 6.*lower the learning rate"):
-        fit(tiny_network(), tiny_rows(30), tiny_rows(2), breaks, Fitting(batch=2, evaluate_every=2), tmp_path, pad=0)
+        fitting = Fitting(batch=2, evaluate_every=2)
+        fit(tiny_network(), tiny_rows(30), tiny_rows(2), answer_losses(breaks, pad=0), fitting, tmp_path)
     kept = last_checkpoint(tmp_path)
     assert kept is not None
     assert kept.name == "checkpoint-4"
@@ -271,7 +275,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from edge_rag.train.fit import Fitting, fit
-from test_train_fit import nll, tiny_network, tiny_rows
+from test_train_fit import NLL, tiny_network, tiny_rows
 
 folder, stop_at = Path(sys.argv[2]), int(sys.argv[3])
 network = tiny_network(lora=True)
@@ -283,8 +287,8 @@ def progress(stage, done, total, detail):
     if done == stop_at:
         os.kill(os.getpid(), signal.SIGINT if sys.argv[4] == "int" else signal.SIGKILL)
 
-found = fit(network, tiny_rows(40), tiny_rows(6, seed=1), nll, Fitting(1e-2, batch=4, epochs=2, evaluate_every=4),
-            folder, pad=0, on_log=watch, progress=progress)
+found = fit(network, tiny_rows(40), tiny_rows(6, seed=1), NLL, Fitting(1e-2, batch=4, epochs=2, evaluate_every=4),
+            folder, on_log=watch, progress=progress)
 print("process", os.environ.get("RANK"), "of", os.environ.get("WORLD_SIZE"), flush=True)
 if int(os.environ.get("RANK", "0")) == 0:
     torch.save({name: value for name, value in network.state_dict().items() if "lora" in name}, folder / "end.pt")

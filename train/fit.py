@@ -1,8 +1,7 @@
-"""One model, rows of prompts and answers, and a loss: the step that all methods share, inside transformers' Trainer.
+"""One model, rows, and a loss: the step that all methods share, inside transformers' Trainer.
 
-A row is a prompt and the answers that are trained under it. They are computed in one sequence, the prompt once, and each
-answer sees the prompt and itself only: a preference pair costs little more than half of what two sequences would. Logits are
-taken where answers stand and nowhere else; a vocabulary of 49,152 is a fifth of the work of a small model.
+What a row is, and what is computed for a piece of rows, is handed in: `answers` does it for language models, `cross_encoder`
+for selectors.
 
 The rows of a step are sorted by length and computed in pieces of up to `piece_tokens`, so that memory has a bound and little
 is padding. On a CPU each core computes a piece of its own: where torch's threads share every operation, as they usually do,
@@ -24,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import torch
@@ -33,14 +32,11 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import json_text, read_json, write_whole
-from edge_rag.interfaces import Progress, Style
-from edge_rag.models.prompt_style import prompt_fields, write_note
+from edge_rag.interfaces import Progress
 
 from .run import TrainingRun
-from .trainable import Trainable
 
 CHECKPOINTS, CHECKPOINT, FIRST, FITTED = "checkpoints", "checkpoint-", "first.json", "fitted.json"
 
@@ -48,21 +44,15 @@ CHECKPOINTS, CHECKPOINT, FIRST, FITTED = "checkpoints", "checkpoint-", "first.js
 _TOTALS = ("epoch", "train_", "total_flos")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt and the answers that are trained under it, as tokens. All rows of a training have equally many answers."""
-
-    prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-    reference: tuple[float, ...] = ()  # log-probability of each answer before training, for losses that want it
-
+class Sized(Protocol):
     @property
-    def n_tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.answers))
+    def n_tokens(self) -> int: ...  # that are computed for a row, without padding
 
 
-# (logps, mask, reference) -> loss of each row, and figures of each row to follow
-Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+R = TypeVar("R", bound=Sized)
+
+# (model, piece of rows) -> loss of each row, and figures of each row to follow
+Losses = Callable[[Any, Sequence[R]], tuple[Tensor, dict[str, Tensor]]]
 _Figures = defaultdict[str, list[float]]
 OnLog = Callable[[int, dict[str, float]], None]  # step, figures
 
@@ -78,7 +68,7 @@ class Fitting:
     weight_decay: float = 0.01
     evaluate_every: int = 50  # steps; a checkpoint is written each time
     patience: int = 3  # evaluations without a better one before it ends
-    prompt_loss: bool = False  # likelihood of the prompt's tokens too, where a loss has that of the answer
+    prompt_loss: bool = False  # of language models: likelihood of the prompt's tokens, too
     piece_tokens: int = 0  # computed together, padding included; 0: 384 on a processor, 16,384 elsewhere
     seed: int = 0
 
@@ -102,13 +92,12 @@ class Fitted:
 
 def fit(
     model: Any,
-    rows: Sequence[Row],
-    dev_rows: Sequence[Row],
-    loss: Loss,
+    rows: Sequence[R],
+    dev_rows: Sequence[R],
+    losses: Losses[R],
     fitting: Fitting,
     folder: Path,
     *,
-    pad: int,
     on_log: OnLog | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -128,11 +117,10 @@ def fit(
         model,
         rows,
         dev_rows,
-        loss,
+        losses,
         steps,
         fitting,
         folder,
-        pad=pad,
         on_log=on_log,
         progress=progress,
     )
@@ -156,14 +144,14 @@ def fit_stage(
     run: TrainingRun,
     name: str,
     inputs: Mapping[str, Any],
-    model: Trainable,
-    rows: Callable[[], tuple[list[Row], list[Row]]],
-    loss: Loss,
+    network: Any,
+    rows: Callable[[], tuple[Sequence[R], Sequence[R]]],
+    losses: Losses[R],
     fitting: Fitting,
-    style: Style,
+    save: Callable[[Path], object],
     progress: Progress | None,
 ) -> Fitted:
-    """Fit as a stage of a run: all processes work on it, and the first one saves what was trained, and for which prompts.
+    """Fit as a stage of a run: all processes work on it, and the first one saves what was trained, into the stage's folder.
 
     `rows` makes the rows to train on and the dev rows, if they are needed.
     """
@@ -174,58 +162,25 @@ def fit_stage(
         last = last_checkpoint(checkpoints)
         run.forget(name, after=_step_of(last) if last else -1)
         fitted = fit(
-            model.network,
+            network,
             *rows(),
-            loss,
+            losses,
             fitting,
             checkpoints,
-            pad=model.pad,
             on_log=lambda step, figures: run.log(name, step, **figures),
             progress=progress,
         )
         if run.is_main:
-            write_note(model.save(stage.folder), prompt_fields(style, PROMPT_VERSION))
+            save(stage.folder)
             write_whole(stage.folder / FITTED, json_text(asdict(fitted)))
             shutil.rmtree(checkpoints)
         PartialState().wait_for_everyone()
         return fitted
 
 
-def answer_logps(model: Any, rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities of the rows' answers, and their mask: (rows, answers, tokens)."""
-    logps, mask, _ = _logps(model, rows, pad, with_prompts=False)
-    return logps, mask
-
-
-def _logps(model: Any, rows: Sequence[Row], pad: int, *, with_prompts: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what answer_logps does, and the sum of the log-probabilities of each prompt if it is wanted."""
-    device = next(model.parameters()).device
-    segments, *laid = _lay_out(rows, pad)
-    tokens, positions, sources, targets, present = (tensor.to(device) for tensor in laid)
-    mask = _mask(segments, len(rows[0].answers))
-    kept = max(sum(map(len, row.answers)) for row in rows) + 1
-    logits = model(
-        input_ids=tokens,
-        attention_mask=None if mask is None else mask.to(device),
-        position_ids=positions,
-        logits_to_keep=0 if with_prompts else kept,
-        use_cache=False,
-    ).logits.float()
-    own = torch.arange(len(rows), device=device)[:, None, None]
-    sums = torch.logsumexp(logits, -1)
-    prompts = torch.zeros(len(rows), device=device)
-    if with_prompts:
-        asked = (segments[:, 1:] == 0) & (segments[:, :-1] == 0)  # the first token has nothing that it follows
-        each = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - sums[:, :-1]
-        prompts = (each * asked.to(device)).sum(-1)
-        sources = sources + tokens.shape[1] - kept
-    logps = logits[own, sources, targets] - sums[own, sources]
-    return logps, present.to(logps.dtype), prompts
-
-
-def pieces_of(rows: Sequence[Row], piece_tokens: int) -> Iterator[list[Row]]:
+def pieces_of(rows: Sequence[R], piece_tokens: int) -> Iterator[list[R]]:
     """Cut rows into pieces of about equal lengths that have up to so many tokens with their padding, or one row."""
-    piece: list[Row] = []
+    piece: list[R] = []
     for row in sorted(rows, key=lambda row: row.n_tokens):
         if piece and row.n_tokens * (len(piece) + 1) > piece_tokens:
             yield piece
@@ -233,50 +188,6 @@ def pieces_of(rows: Sequence[Row], piece_tokens: int) -> Iterator[list[Row]]:
         piece.append(row)
     if piece:
         yield piece
-
-
-def _lay_out(rows: Sequence[Row], pad: int) -> tuple[Tensor, ...]:
-    """Lay rows out as one sequence each: padding, prompt, answers. Their ends are aligned, so that answers stand together.
-
-    Returns segments (-1: padding, 0: prompt, 1 ...: answers), tokens, positions, and for each token of each answer where its
-    logits stand among those kept, which token it is, and whether it is one.
-    """
-    width = max(row.n_tokens for row in rows)
-    kept = max(sum(map(len, row.answers)) for row in rows) + 1
-    longest = max(len(answer) for row in rows for answer in row.answers)
-    shape = (len(rows), len(rows[0].answers), longest)
-    tokens = torch.full((len(rows), width), pad)
-    positions = torch.zeros_like(tokens)
-    segments = torch.full_like(tokens, -1)
-    sources, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    present = torch.zeros(shape, dtype=torch.bool)
-    for r, row in enumerate(rows):
-        start = width - row.n_tokens
-        end = start + len(row.prompt)
-        tokens[r, start:end] = torch.tensor(row.prompt)
-        positions[r, start:end] = torch.arange(len(row.prompt))
-        segments[r, start:end] = 0
-        before = end - 1  # the token after which each answer begins
-        for a, answer in enumerate(row.answers):
-            n = len(answer)
-            tokens[r, end : end + n] = targets[r, a, :n] = torch.tensor(answer)
-            positions[r, end : end + n] = len(row.prompt) + torch.arange(n)
-            segments[r, end : end + n] = a + 1
-            sources[r, a, :n] = torch.tensor([before, *range(end, end + n - 1)]) - (width - kept)
-            present[r, a, :n] = True
-            end += n
-    return segments, tokens, positions, sources, targets, present
-
-
-def _mask(segments: Tensor, n_answers: int) -> Tensor | None:
-    """Say what each token sees: the prompt, and of the answers its own; None where the usual causal mask will do."""
-    if n_answers == 1:
-        return None if bool((segments >= 0).all()) else (segments >= 0).long()
-    width = segments.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    seen, seeing = segments[:, None, :], segments[:, :, None]
-    allowed = causal & ((seen == 0) | (seen == seeing))  # padding sees padding: a row that sees nothing would be NaN
-    return allowed[:, None]
 
 
 def _steps(n_rows: int, fitting: Fitting, n_processes: int) -> list[list[int]]:
@@ -293,7 +204,7 @@ def _steps(n_rows: int, fitting: Fitting, n_processes: int) -> list[list[int]]:
     return steps
 
 
-def _is_short_of_memory(model: Any, rows: Sequence[Row], fitting: Fitting) -> bool:
+def _is_short_of_memory(model: Any, rows: Sequence[Sized], fitting: Fitting) -> bool:
     """Estimate what a step keeps for its way back: if that is most of what is free, it is computed again instead."""
     config = model.config.get_text_config()
     device = next(model.parameters()).device
@@ -330,18 +241,17 @@ class _Trainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer with our step and our evaluation."""
 
     def __init__(
-        self, model: Any, rows: Sequence[Row], dev_rows: Sequence[Row], loss: Loss, steps: list[list[int]], fitting: Fitting,
-        folder: Path, *, pad: int, on_log: OnLog | None, progress: Progress | None,
+        self, model: Any, rows: Sequence[Sized], dev_rows: Sequence[Sized], losses: Losses[Any], steps: list[list[int]],
+        fitting: Fitting, folder: Path, *, on_log: OnLog | None, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.stop = threading.Event()
         self.n_tokens = 0
         self.first_loss = math.nan
-        self._rows, self._dev_rows, self._loss, self._pad, self._on_log = rows, dev_rows, loss, pad, on_log
+        self._rows, self._dev_rows, self._compute, self._on_log = rows, dev_rows, losses, on_log
         self._folder = folder
         self._figures: _Figures = defaultdict(list)
         self._since, self._n_since = time.perf_counter(), 0
         device = next(model.parameters()).device
-        self._prompt_loss = fitting.prompt_loss
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._piece_tokens = _piece_tokens(fitting, device)
         n_steps = len(steps) // _n_processes()
@@ -416,7 +326,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self._count(sum(row.n_tokens for row in rows))
         return total
 
-    def _one_by_one(self, model: Any, pieces: Sequence[list[Row]], n_rows: int) -> Tensor:
+    def _one_by_one(self, model: Any, pieces: Sequence[list[Sized]], n_rows: int) -> Tensor:
         total = torch.zeros((), device=self.args.device)
         for n, piece in enumerate(pieces):
             is_last = n == len(pieces) - 1
@@ -426,11 +336,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
             total += loss.detach()
         return total
 
-    def _beside_each_other(self, model: Any, pieces: Sequence[list[Row]], n_rows: int) -> Tensor:
+    def _beside_each_other(self, model: Any, pieces: Sequence[list[Sized]], n_rows: int) -> Tensor:
         """Give each core a piece of its own, and add up in the pieces' order: the bits do not depend on the threads."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-        def gradients(piece: list[Row]) -> tuple[Tensor, tuple[Tensor, ...], _Figures]:
+        def gradients(piece: list[Sized]) -> tuple[Tensor, tuple[Tensor, ...], _Figures]:
             torch.set_num_threads(1)  # of this thread
             figures: _Figures = defaultdict(list)
             loss = self._losses(model, piece, figures).sum() / n_rows
@@ -452,7 +362,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         model.eval()
         share = self._dev_rows[self.args.process_index :: self.args.world_size]
 
-        def measure(piece: list[Row]) -> dict[str, float]:
+        def measure(piece: list[Sized]) -> dict[str, float]:
             if self._threads > 1:
                 torch.set_num_threads(1)  # of this thread
             figures: _Figures = defaultdict(list)
@@ -485,14 +395,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
         if figures and self._on_log is not None and self.is_world_process_zero():
             self._on_log(self.state.global_step, figures)
 
-    def _losses(self, model: Any, piece: Sequence[Row], to: "_Figures") -> Tensor:
-        logps, mask, prompts = _logps(model, piece, self._pad, with_prompts=self._prompt_loss)
-        reference = torch.tensor([row.reference for row in piece], dtype=logps.dtype, device=logps.device)
-        losses, figures = self._loss(logps, mask, reference)
-        if self._prompt_loss:
-            n_prompt = torch.tensor([len(row.prompt) - 1 for row in piece], device=logps.device)
-            answer, n_answer = (logps * mask)[:, 0].sum(-1), mask[:, 0].sum(-1)
-            losses = losses + answer / n_answer - (prompts + answer) / (n_prompt + n_answer)
+    def _losses(self, model: Any, piece: Sequence[Sized], to: "_Figures") -> Tensor:
+        losses, figures = self._compute(model, piece)
         for name, values in figures.items():
             to[name] += values.detach().float().tolist()
         return losses

@@ -33,8 +33,9 @@ from edge_rag.interfaces import Embedder, Message, Progress
 from edge_rag.settings import Settings
 
 from . import losses
+from .answers import Loss, Row, fit_to_answers
 from .examples import Example
-from .fit import Fitted, Loss, Row, fit_stage
+from .fit import Fitted
 from .gguf_model import GgufModel
 from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
@@ -159,7 +160,7 @@ class _Round:
         def rows() -> tuple[list[Row], list[Row]]:
             return self.rows(pairs, "train"), self.rows(pairs, "dev")
 
-        return fit_stage(
+        return fit_to_answers(
             self.run,
             self.name,
             inputs,

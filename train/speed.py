@@ -20,8 +20,9 @@ from edge_rag.evaluation.processes import memory_of
 from edge_rag.interfaces import Message
 
 from . import losses
+from .answers import Row, answer_losses
 from .examples import Example
-from .fit import Fitting, Row, fit
+from .fit import Fitting, fit
 from .trainable import open_trainable
 
 Contestant = Literal["edge_rag", "trl ORPOTrainer"]
@@ -74,9 +75,8 @@ def _ours(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, fo
     # The dev row is as small as can be: only steps are timed, and the last is followed by an evaluation.
     smallest = [Row(rows[0].prompt[:8], rows[0].answers)]
     started = time.perf_counter()
-    fit(
-        model.network, rows, smallest, loss, Fitting(1e-6, batch, evaluate_every=10_000), folder, pad=model.pad, progress=tell
-    )  # fmt: skip
+    computed = answer_losses(loss, pad=model.pad)
+    fit(model.network, rows, smallest, computed, Fitting(1e-6, batch, evaluate_every=10_000), folder, progress=tell)
     return times[-1] - started
 
 

@@ -19,8 +19,9 @@ from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.settings import Settings
 
 from . import losses
+from .answers import Row, fit_to_answers
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
-from .fit import Fitted, Fitting, Row, fit_stage
+from .fit import Fitted, Fitting
 from .page import examples_section
 from .quotes import reasoned_target
 from .run import TrainingRun
@@ -137,7 +138,7 @@ def fit_answers(
         "adapter": adapter or "",
         "lora_rank": plan.lora_rank,
     }
-    return fit_stage(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, plan.styles[0], progress)
+    return fit_to_answers(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, plan.styles[0], progress)
 
 
 def read_examples(folder: Path, part: str) -> list[Example]:

@@ -1,0 +1,151 @@
+"""Prompts and the answers that are trained under them: what a piece of a step computes for a language model.
+
+A row is a prompt and its answers. They are computed in one sequence, the prompt once, and each answer sees the prompt and
+itself only: a preference pair costs little more than half of what two sequences would. Logits are taken where answers stand
+and nowhere else; a vocabulary of 49,152 is a fifth of the work of a small model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.interfaces import Progress, Style
+from edge_rag.models.prompt_style import prompt_fields, write_note
+
+from .fit import Fitted, Fitting, Losses, fit_stage
+from .run import TrainingRun
+from .trainable import Trainable
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt and the answers that are trained under it, as tokens. All rows of a training have equally many answers."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    reference: tuple[float, ...] = ()  # log-probability of each answer before training, for losses that want it
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+# (logps, mask, reference) -> loss of each row, and figures of each row to follow
+Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+def fit_to_answers(
+    run: TrainingRun,
+    name: str,
+    inputs: Mapping[str, Any],
+    model: Trainable,
+    rows: Callable[[], tuple[list[Row], list[Row]]],
+    loss: Loss,
+    fitting: Fitting,
+    style: Style,
+    progress: Progress | None,
+) -> Fitted:
+    """Fit a language model to rows as a stage of a run (see fit_stage); what was trained says for which prompts."""
+
+    def save(folder: Path) -> None:
+        write_note(model.save(folder), prompt_fields(style, PROMPT_VERSION))
+
+    losses = answer_losses(loss, pad=model.pad, prompt_loss=fitting.prompt_loss)
+    return fit_stage(run, name, inputs, model.network, rows, losses, fitting, save, progress)
+
+
+def answer_losses(loss: Loss, *, pad: int, prompt_loss: bool = False) -> Losses[Row]:
+    """Return what computes the losses of a piece of rows; `prompt_loss`: with the likelihood of the prompt's tokens in it."""
+
+    def compute(model: Any, piece: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
+        logps, mask, prompts = _logps(model, piece, pad, with_prompts=prompt_loss)
+        reference = torch.tensor([row.reference for row in piece], dtype=logps.dtype, device=logps.device)
+        losses, figures = loss(logps, mask, reference)
+        if prompt_loss:
+            n_prompt = torch.tensor([len(row.prompt) - 1 for row in piece], device=logps.device)
+            answer, n_answer = (logps * mask)[:, 0].sum(-1), mask[:, 0].sum(-1)
+            losses = losses + answer / n_answer - (prompts + answer) / (n_prompt + n_answer)
+        return losses, figures
+
+    return compute
+
+
+def answer_logps(model: Any, rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities of the rows' answers, and their mask: (rows, answers, tokens)."""
+    logps, mask, _ = _logps(model, rows, pad, with_prompts=False)
+    return logps, mask
+
+
+def _logps(model: Any, rows: Sequence[Row], pad: int, *, with_prompts: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what answer_logps does, and the sum of the log-probabilities of each prompt if it is wanted."""
+    device = next(model.parameters()).device
+    segments, *laid = _lay_out(rows, pad)
+    tokens, positions, sources, targets, present = (tensor.to(device) for tensor in laid)
+    mask = _mask(segments, len(rows[0].answers))
+    kept = max(sum(map(len, row.answers)) for row in rows) + 1
+    logits = model(
+        input_ids=tokens,
+        attention_mask=None if mask is None else mask.to(device),
+        position_ids=positions,
+        logits_to_keep=0 if with_prompts else kept,
+        use_cache=False,
+    ).logits.float()
+    own = torch.arange(len(rows), device=device)[:, None, None]
+    sums = torch.logsumexp(logits, -1)
+    prompts = torch.zeros(len(rows), device=device)
+    if with_prompts:
+        asked = (segments[:, 1:] == 0) & (segments[:, :-1] == 0)  # the first token has nothing that it follows
+        each = logits[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0] - sums[:, :-1]
+        prompts = (each * asked.to(device)).sum(-1)
+        sources = sources + tokens.shape[1] - kept
+    logps = logits[own, sources, targets] - sums[own, sources]
+    return logps, present.to(logps.dtype), prompts
+
+
+def _lay_out(rows: Sequence[Row], pad: int) -> tuple[Tensor, ...]:
+    """Lay rows out as one sequence each: padding, prompt, answers. Their ends are aligned, so that answers stand together.
+
+    Returns segments (-1: padding, 0: prompt, 1 ...: answers), tokens, positions, and for each token of each answer where its
+    logits stand among those kept, which token it is, and whether it is one.
+    """
+    width = max(row.n_tokens for row in rows)
+    kept = max(sum(map(len, row.answers)) for row in rows) + 1
+    longest = max(len(answer) for row in rows for answer in row.answers)
+    shape = (len(rows), len(rows[0].answers), longest)
+    tokens = torch.full((len(rows), width), pad)
+    positions = torch.zeros_like(tokens)
+    segments = torch.full_like(tokens, -1)
+    sources, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    present = torch.zeros(shape, dtype=torch.bool)
+    for r, row in enumerate(rows):
+        start = width - row.n_tokens
+        end = start + len(row.prompt)
+        tokens[r, start:end] = torch.tensor(row.prompt)
+        positions[r, start:end] = torch.arange(len(row.prompt))
+        segments[r, start:end] = 0
+        before = end - 1  # the token after which each answer begins
+        for a, answer in enumerate(row.answers):
+            n = len(answer)
+            tokens[r, end : end + n] = targets[r, a, :n] = torch.tensor(answer)
+            positions[r, end : end + n] = len(row.prompt) + torch.arange(n)
+            segments[r, end : end + n] = a + 1
+            sources[r, a, :n] = torch.tensor([before, *range(end, end + n - 1)]) - (width - kept)
+            present[r, a, :n] = True
+            end += n
+    return segments, tokens, positions, sources, targets, present
+
+
+def _mask(segments: Tensor, n_answers: int) -> Tensor | None:
+    """Say what each token sees: the prompt, and of the answers its own; None where the usual causal mask will do."""
+    if n_answers == 1:
+        return None if bool((segments >= 0).all()) else (segments >= 0).long()
+    width = segments.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    seen, seeing = segments[:, None, :], segments[:, :, None]
+    allowed = causal & ((seen == 0) | (seen == seeing))  # padding sees padding: a row that sees nothing would be NaN
+    return allowed[:, None]
