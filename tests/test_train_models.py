@@ -243,6 +243,76 @@ def test_an_answer_that_goes_on_has_no_end(model: LanguageModel) -> None:
         model.score([prompt], [["x", ""]], ended=False)
 
 
+# --- contrasts --------------------------------------------------------------------------------------------------------
+
+
+def shown() -> list[list[list[Message]]]:
+    """Prompts that are compared with those of prompts(): none, one, or several that begin alike."""
+    texts = ["The lamp was lit in 1849. " * n for n in (0, 3, 1, 6)]
+    return [
+        [[Message("system", "Read."), Message("user", text + prompt[-1].content)] for text in texts[:n]]
+        for n, prompt in zip((2, 1, 0, 3, 4, 1), prompts(), strict=True)
+    ]
+
+
+def asked() -> list[list[str]]:
+    return [[text for text in texts if text] for texts in given()]
+
+
+def test_contrasts_are_those_of_the_formula_and_of_both_engines(tiny: Pair, folder: Path) -> None:
+    """Computed the plain way: the whole text twice, and the two rows of logits joined."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    vocabulary = tiny.torch.vocabulary
+
+    def logits(prompt: list[Message], answer: list[int]) -> torch.Tensor:
+        tokens = vocabulary.prompt_tokens(prompt) + answer
+        with torch.no_grad():
+            return plain(input_ids=torch.tensor([tokens])).logits[0, -len(answer) - 1 : -1]
+
+    found = tiny.torch.contrast(shown(), prompts(), asked(), alpha=0.5)
+    other = tiny.gguf.contrast(shown(), prompts(), asked(), alpha=0.5)
+    n_compared = 0
+    for several, without, texts, one, two in zip(shown(), prompts(), asked(), found, other, strict=True):
+        assert len(one) == len(two) == len(several)
+        for prompt, scores, same in zip(several, one, two, strict=True):
+            assert [c.text for c in scores] == [c.text for c in same] == texts
+            for c, d in zip(scores, same, strict=True):
+                answer = vocabulary.answer_tokens(c.text, ended=False)
+                there, here = logits(without, answer), logits(prompt, answer)
+                expected = (1.5 * here - 0.5 * there).log_softmax(-1)[range(len(answer)), answer]
+                assert c.contrasts == pytest.approx(expected.tolist(), abs=5e-4)
+                assert c.logprobs == pytest.approx(here.log_softmax(-1)[range(len(answer)), answer].tolist(), abs=1e-4)
+                assert d.logprobs == pytest.approx(c.logprobs, abs=tiny.tolerance)
+                assert d.contrasts == pytest.approx(c.contrasts, abs=2 * tiny.tolerance)  # 1 + 2 alpha times the error
+                n_compared += c.logprobs != c.contrasts
+    assert n_compared > 20
+
+
+def test_a_contrast_depends_on_its_prompts_and_answer_only(tiny: Pair) -> None:
+    whole = tiny.gguf.contrast(shown(), prompts(), asked(), alpha=0.5)
+    for several, without, texts, found in zip(shown(), prompts(), asked(), whole, strict=True):
+        last = texts[-1:]
+        for prompt, scores in zip(several, found, strict=True):
+            assert tiny.gguf.contrast([[prompt]], [without], [last], alpha=0.5) == [[scores[-1:]]]
+            (scored,) = tiny.gguf.score([prompt], [last], ended=False)
+            assert [s.logprobs for s in scored] == [c.logprobs for c in scores[-1:]]
+
+
+def test_without_alpha_a_contrast_is_a_score_and_each_question_is_told_once(model: LanguageModel) -> None:
+    told: dict[int, Any] = {}
+    found = model.contrast(shown(), prompts(), asked(), lambda index, result: told.setdefault(index, result), alpha=0.0)
+    assert [told[i] for i in range(len(found))] == found
+    assert all(
+        c.contrasts == pytest.approx(c.logprobs, abs=1e-5) for question in found for scores in question for c in scores
+    )
+    with pytest.raises(UsageError, match="does not fit into 2048"):
+        model.contrast([[[Message("user", "word " * 3000)]]], prompts()[:1], [["a"]], alpha=0.5)
+    with pytest.raises(UsageError, match="is empty"):
+        model.contrast([[]], prompts()[:1], [[""]], alpha=0.5)
+
+
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_rag.interfaces import Message
-from edge_rag.models.gguf_batch import Generated, GgufBatch, Logprobs
+from edge_rag.models.gguf_batch import Contrast, Generated, GgufBatch, Logprobs
 
-from .language_model import Prompts, Sampled, Scored
+from .language_model import Contrasted, Prompts, Sampled, Scored
 
 
 class GgufModel:
@@ -71,6 +71,22 @@ class GgufModel:
         found = self._batch.score(prompts, answers, ended=ended, on_done=tell)
         return [_scored(texts, logprobs) for texts, logprobs in zip(answers, found, strict=True)]
 
+    def contrast(
+        self,
+        prompts: Sequence[Prompts],
+        without: Prompts,
+        answers: Sequence[Sequence[str]],
+        on_done: Callable[[int, list[list[Contrasted]]], None] | None = None,
+        *,
+        alpha: float,
+    ) -> list[list[list[Contrasted]]]:
+        def tell(index: int, found: list[list[Contrast]]) -> None:
+            if on_done is not None:
+                on_done(index, _contrasted(answers[index], found))
+
+        found = self._batch.contrast(prompts, without, answers, alpha=alpha, on_done=tell)
+        return [_contrasted(texts, each) for texts, each in zip(answers, found, strict=True)]
+
 
 def _sampled(answers: list[Generated]) -> list[Sampled]:
     return [Sampled(a.text, a.logprob, a.answer_tokens, a.is_whole) for a in answers]
@@ -78,3 +94,7 @@ def _sampled(answers: list[Generated]) -> list[Sampled]:
 
 def _scored(texts: Sequence[str], logprobs: list[Logprobs]) -> list[Scored]:
     return [Scored(text, values) for text, values in zip(texts, logprobs, strict=True)]
+
+
+def _contrasted(texts: Sequence[str], found: list[list[Contrast]]) -> list[list[Contrasted]]:
+    return [[Contrasted(text, *both) for text, both in zip(texts, prompt, strict=True)] for prompt in found]

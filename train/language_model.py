@@ -44,6 +44,15 @@ class Scored:
         return sum(self.logprobs)
 
 
+@dataclass(frozen=True, slots=True)
+class Contrasted:
+    """A given answer, how likely it is under a prompt, and by what the prompt adds to another one."""
+
+    text: str
+    logprobs: tuple[float, ...]  # of each token under the prompt, without an end
+    contrasts: tuple[float, ...]  # of each token, by (1 + alpha) times the prompt's logits less alpha times the other's
+
+
 class LanguageModel(Protocol):
     """What generates and scores training data. One call at a time.
 
@@ -85,4 +94,20 @@ class LanguageModel(Protocol):
         ended: bool = True,
     ) -> list[list[Scored]]:
         """Score given answers to each prompt; `ended=False` leaves out the end: they are to go on."""
+        ...
+
+    def contrast(
+        self,
+        prompts: Sequence[Prompts],
+        without: Prompts,
+        answers: Sequence[Sequence[str]],
+        on_done: Callable[[int, list[list[Contrasted]]], None] | None = None,
+        *,
+        alpha: float,
+    ) -> list[list[list[Contrasted]]]:
+        """Score given answers under several prompts each, against the prompt `without` what these show.
+
+        Each prompt is read once. `on_done(index, result)` is called as soon as all prompts that are compared with one without
+        are done; what it gets is, for each of these, one for each answer.
+        """
         ...

@@ -28,7 +28,7 @@ from edge_rag.models import sampling
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf_vocabulary import is_loop
 
-from .language_model import Prompts, Sampled, Scored
+from .language_model import Contrasted, Prompts, Sampled, Scored
 from .torch_vocabulary import TorchVocabulary
 
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384, "cuda": 131072}  # of prompts and answers that are computed and held at once
@@ -129,7 +129,7 @@ class TorchModel:
         with self._answering():
             for chosen in _batches(tokens, [sum(map(len, texts)) for texts in given], self._batch_tokens):
                 read = self._read([tokens[i] for i in chosen])
-                wanted = [_Given(place, answer) for place, index in enumerate(chosen) for answer in given[index]]
+                wanted = [_Given(p, n, a) for p, index in enumerate(chosen) for n, a in enumerate(given[index])]
                 self._score(read, wanted)
                 for place, index in enumerate(chosen):
                     values = [w.logprobs for w in wanted if w.place == place]
@@ -137,6 +137,40 @@ class TorchModel:
                     if on_done is not None:
                         on_done(index, done[index])
         return [done[index] for index in range(len(tokens))]
+
+    def contrast(
+        self,
+        prompts: Sequence[Prompts],
+        without: Prompts,
+        answers: Sequence[Sequence[str]],
+        on_done: Callable[[int, list[list[Contrasted]]], None] | None = None,
+        *,
+        alpha: float,
+    ) -> list[list[list[Contrasted]]]:
+        plain, given = self.vocabulary.fitting_answers(without, answers, self.context_tokens, ended=False)
+        done = []
+        with self._answering():
+            for number, (several, texts) in enumerate(zip(prompts, answers, strict=True)):
+                tokens, _ = self.vocabulary.fitting_answers(
+                    several, [texts] * len(several), self.context_tokens, ended=False
+                )
+                before = [_Given(0, n, answer) for n, answer in enumerate(given[number])]
+                self._keep(self._read([plain[number]]), before)
+                found: dict[int, list[Contrasted]] = {}
+                for chosen in _batches(tokens, [sum(map(len, given[number]))] * len(tokens), self._batch_tokens):
+                    read = self._read([tokens[i] for i in chosen])
+                    wanted = [_Given(p, n, a) for p in range(len(chosen)) for n, a in enumerate(given[number])]
+                    self._contrast(read, wanted, before, alpha)
+                    for place, index in enumerate(chosen):
+                        own = [w for w in wanted if w.place == place]
+                        found[index] = [
+                            Contrasted(text, tuple(w.logprobs), tuple(w.contrasts))
+                            for text, w in zip(texts, own, strict=True)
+                        ]
+                done.append([found[index] for index in range(len(tokens))])
+                if on_done is not None:
+                    on_done(number, done[-1])
+        return done
 
     def _read(self, prompts: list[list[int]]) -> "_Read":
         """Compute prompts together, with padding on their left."""
@@ -182,12 +216,43 @@ class TorchModel:
 
     def _score(self, read: "_Read", wanted: list["_Given"]) -> None:
         """Add the log-probabilities of given answers to prompts that have been read."""
-        if not wanted:
-            return
-        first = read.logits.log_softmax(-1)
-        places = self._tensor([w.place for w in wanted])
-        for w, value in zip(wanted, first[places, self._tensor([w.tokens[0] for w in wanted])].tolist(), strict=True):
-            w.logprobs += _checked([value])
+
+        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
+            values = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(-1)
+            for w, row in zip(together, values.tolist(), strict=True):
+                w.logprobs += _checked(row[: len(w.tokens) - len(w.logprobs)])
+
+        self._follow(read, wanted, take)
+
+    def _contrast(self, read: "_Read", wanted: list["_Given"], plain: Sequence["_Given"], alpha: float) -> None:
+        """Do so, and add those by what the prompts add to the one whose answers are `plain`, by their numbers."""
+
+        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
+            for w, row, targets in zip(together, logits, tokens, strict=True):
+                start, n = len(w.logprobs), min(len(w.tokens) - len(w.logprobs), len(targets))
+                without = torch.stack(plain[w.number].logits[start : start + n])
+                both = torch.stack([row[:n], (1 + alpha) * row[:n] - alpha * without])
+                values = both.gather(2, targets[None, :n, None].expand(2, -1, -1))[:, :, 0] - both.logsumexp(-1)
+                w.logprobs += _checked(values[0].tolist())
+                w.contrasts += _checked(values[1].tolist())
+
+        self._follow(read, wanted, take)
+
+    def _keep(self, read: "_Read", wanted: list["_Given"]) -> None:
+        """Keep the logits before each token of given answers to one prompt that has been read."""
+
+        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
+            for w, row in zip(together, logits, strict=True):
+                w.logits += row[: len(w.tokens) - len(w.logits)]
+
+        self._follow(read, wanted, take)
+
+    def _follow(self, read: "_Read", wanted: list["_Given"], take: "_Take") -> None:
+        """Let `take` have the logits before the tokens of given answers: before their first ones, then before all others."""
+        for start in range(0, len(wanted), self._logits_tokens):
+            some = wanted[start : start + self._logits_tokens]
+            places = self._tensor([w.place for w in some])
+            take(some, self._tensor([w.tokens[:1] for w in some]), read.logits[places][:, None])
         longer = sorted((w for w in wanted if len(w.tokens) > 1), key=lambda w: -len(w.tokens))
         while longer:
             width = len(longer[0].tokens) - 1
@@ -198,10 +263,7 @@ class TorchModel:
             targets = self._tensor([w.tokens[1:] + [0] * (width - len(w.tokens) + 1) for w in together])
             real = self._tensor([[1] * (len(w.tokens) - 1) + [0] * (width - len(w.tokens) + 1) for w in together])
             mask = torch.cat([held.mask, real], 1)
-            logits = self._compute(inputs, mask, held.cache).logits.float()
-            values = logits.gather(2, targets[:, :, None])[:, :, 0] - logits.logsumexp(-1)
-            for w, row in zip(together, values.tolist(), strict=True):
-                w.logprobs += _checked(row[: len(w.tokens) - 1])
+            take(together, targets, self._compute(inputs, mask, held.cache).logits.float())
 
     def _compute(self, tokens: Any, mask: Any, cache: Any, **options: Any) -> Any:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
@@ -255,8 +317,16 @@ class _Read:
 @dataclass(slots=True)
 class _Given:
     place: int  # of its prompt in the batch
+    number: int  # among the answers to that prompt
     tokens: list[int]
     logprobs: list[float] = field(default_factory=list)
+    contrasts: list[float] = field(default_factory=list)
+    logits: list[Any] = field(default_factory=list)  # where they are kept
+
+
+_Take = Callable[
+    [list[_Given], Any, Any], None
+]  # (answers, (answers, n) tokens, (answers, n, vocabulary) logits before them)
 
 
 @dataclass(slots=True)

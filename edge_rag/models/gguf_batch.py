@@ -14,12 +14,12 @@ from edge_rag.interfaces import Message
 from edge_rag.models import sampling
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf_native import NativeModel
-from edge_rag.models.gguf_score import Logprobs, ScoreJob, score_answers
+from edge_rag.models.gguf_score import Contrast, ContrastJob, Logprobs, ScoreJob, contrast_answers, score_answers
 from edge_rag.models.gguf_vocabulary import Vocabulary
 from edge_rag.models.gguf_workers import Call, Crew
 from edge_rag.models.gguf_write import Generated, WriteJob, is_exact, write_answers
 
-__all__ = ["Generated", "GgufBatch", "Logprobs"]
+__all__ = ["Contrast", "Generated", "GgufBatch", "Logprobs"]
 
 Prompts = Sequence[Sequence[Message]]
 
@@ -145,6 +145,39 @@ class GgufBatch:
         exact = self._is_exact
         self._crew.run(tokens, work, take)
         return [done[index] for index in range(len(tokens))]
+
+    def contrast(
+        self,
+        prompts: Sequence[Prompts],
+        without: Prompts,
+        answers: Sequence[Sequence[str]],
+        *,
+        alpha: float,
+        on_done: Callable[[int, list[list[Contrast]]], None] | None = None,
+    ) -> list[list[list[Contrast]]]:
+        """Score given answers under several prompts each, as they are and against the prompt `without` what these show.
+
+        Answers are scored without an end. `on_done` is as in `generate`, called when all prompts of one without are done.
+        """
+        plain, given = self._vocabulary.fitting_answers(without, answers, self.context_tokens, ended=False)
+        shown = [
+            self._vocabulary.fitting_answers(several, [texts] * len(several), self.context_tokens, ended=False)[0]
+            for several, texts in zip(prompts, answers, strict=True)
+        ]
+        job = ContrastJob(given, shown, alpha)
+        done: dict[int, list[list[Contrast]]] = {}
+
+        def take(index: int, found: list[list[Contrast]]) -> None:
+            done[index] = found
+            if on_done is not None:
+                on_done(index, found)
+
+        def work(call: Call[list[list[Contrast]]], number: int) -> None:
+            contrast_answers(self._model, exact, job, call, number)
+
+        exact = self._is_exact
+        self._crew.run(plain, work, take)
+        return [done[index] for index in range(len(plain))]
 
     @functools.cached_property
     def _is_exact(self) -> bool:
