@@ -131,9 +131,10 @@ APART_MAY_USE = (
     "testing",
     "models",
     "answering.prompt",
+    "answering.selector",
     "evaluation",
     "documents",
-)  # models: what is exported is opened by the runtime, to compare; documents: where a sentence ends
+)  # models: what is exported is opened by the runtime, to compare; documents: where a sentence ends; answering: what models see
 MAY_CALL_APART = {"cli", "evaluation"}  # inside a function
 TRAINING_LIBRARIES = {"torch", "transformers", "trl", "peft", "accelerate", "optimum"}
 NETWORK = {

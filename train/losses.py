@@ -2,7 +2,8 @@
 
 `logps` are the log-probabilities of the tokens of answers: (rows, answers, tokens), where a row is one prompt and its answers
 are, in preference pairs, the chosen one and the rejected one; `mask` is 1 where there is a token. A loss has one number for
-each row, so that a step may be cut into pieces of any size and adds up to the same.
+each row, so that a step may be cut into pieces of any size and adds up to the same. What selectors are trained by stands at
+the end: it has scores of passages instead.
 """
 
 from typing import Literal
@@ -55,6 +56,15 @@ def simpo(logps: Tensor, mask: Tensor, *, beta: float, margin: float) -> Tensor:
     """SimPO (arXiv 2405.14734, equation 6): means instead of a reference, and a margin that the chosen answer must lead by."""
     means = mean_logps(logps, mask)
     return -F.logsigmoid(beta * (means[:, 0] - means[:, 1]) - margin)
+
+
+def group_kl(scores: Tensor, shares: Tensor, mask: Tensor) -> Tensor:
+    """KL divergence of the softmax over each group's scores from the shares that its members are to have; all (groups, members).
+
+    With shares that are softmax(gain) it is GainRAG's loss (arXiv 2505.18710); where one member has all, it is InfoNCE.
+    """
+    predicted = scores.masked_fill(mask == 0, -torch.inf).log_softmax(-1).masked_fill(mask == 0, 0.0)
+    return (torch.special.xlogy(shares, shares) - shares * predicted).sum(-1)
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -14,10 +14,8 @@ each begins from the model of the one before.
 """
 
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, final_answer
 from edge_rag.errors import EdgeRagError, UsageError
-from edge_rag.evaluation.run_folder import Rows, content_key, file_hashes, read_rows
+from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
 from edge_rag.evaluation.scoring import contains_answer, score_text, squad_words
 from edge_rag.interfaces import Embedder, Message, Progress
 from edge_rag.settings import Settings
@@ -36,13 +34,13 @@ from . import losses
 from .answers import Loss, Row, fit_to_answers
 from .examples import Example
 from .fit import Fitted
-from .gguf_model import GgufModel
 from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
 from .quotes import reasoned_target
-from .run import ROWS, TrainingRun
+from .run import TrainingRun
 from .supervised import Plan, hashes_of_sets, make_examples, read_examples
 from .trainable import ADAPTER, Trainable, open_trainable
+from .writer import borrow, key_of, open_gguf, sample_once, telling
 
 Pick = Literal["hardest", "random", "easiest"]
 
@@ -116,7 +114,7 @@ def train_rose(
     with TrainingRun.open(out, config, command=command, force=force) as run:
         examples = make_examples(run, plan, first, embedder, settings, progress)
         if responses is not None and run.is_main:
-            _borrow(responses, run)
+            borrow(responses, run, RESPONSES)
         fitted, model = None, first
         for number in range(1, preferences.rounds + 1):
             name = "model" if number == preferences.rounds else f"model-{number}"
@@ -207,14 +205,10 @@ class _Round:
         if self.model.is_on_gpu:
             yield self.model.language_model
             return
-        name = f"writer-{self.number}"
-        with self.run.stage(name, {"base": self.base, "adapter": self.adapter or ""}) as stage:
-            if not stage.is_complete:
-                if self.progress:
-                    self.progress(name, 0, 1, "export gguf")
-                _export(self.base, self.adapter, stage.folder / "model.gguf", self.settings.threads)
-        file = self.run.folder / name / "model.gguf"
-        with GgufModel(file, threads=self.settings.threads, context_tokens=self.context_tokens) as writer:
+        with open_gguf(
+            self.run, f"writer-{self.number}", self.base, self.adapter, context_tokens=self.context_tokens,
+            threads=self.settings.threads, progress=self.progress,
+        ) as writer:  # fmt: skip
             yield writer
 
     @property
@@ -328,36 +322,16 @@ class _Round:
         n: int = 0,
         temperature: float | None = None,
     ) -> list[list[Sampled]]:
-        """Sample, and remember what was sampled: it is dear, and another session finds it."""
-        n = n or self.preferences.samples
-        temperature = self.preferences.temperature if temperature is None else temperature
-        seed = self.plan.fitting.seed
-        made_by = content_key(file_hashes(self.base), file_hashes(self.adapter) if self.adapter else {}, writer.name)
-        keys = [content_key(made_by, _as_json(prompt), n, max_tokens, temperature, seed) for prompt in prompts]
-        with self.run.rows(RESPONSES) as known:
-            new = [i for i, key in enumerate(keys) if key not in known]
-            tell = self.told(what, len(new))
-
-            def store(index: int, samples: list[Sampled]) -> None:
-                known.add(keys[new[index]], [asdict(sample) for sample in samples])
-                tell(index, samples)
-
-            if new:
-                writer.sample(
-                    [prompts[i] for i in new], n=n, max_tokens=max_tokens, temperature=temperature, seed=seed, on_done=store
-                )  # fmt: skip
-            return [[Sampled(**sample) for sample in known[key]] for key in keys]
+        """Sample, and remember what was sampled."""
+        return sample_once(
+            self.run, RESPONSES, writer, key_of(self.base, self.adapter, writer), prompts,
+            n=n or self.preferences.samples, max_tokens=max_tokens, seed=self.plan.fitting.seed,
+            temperature=self.preferences.temperature if temperature is None else temperature,
+            what=f"round {self.number}, {what}", progress=self.progress,
+        )  # fmt: skip
 
     def told(self, what: str, total: int) -> Callable[[int, object], None]:
-        done = 0
-
-        def tell(index: int, result: object) -> None:
-            nonlocal done
-            done += 1
-            if self.progress:
-                self.progress(f"round {self.number}, {what}", done, total, "")
-
-        return tell
+        return telling(self.progress, f"round {self.number}, {what}", total)
 
     def show(self, pairs: Sequence[Pair], examples: Sequence[Example]) -> None:
         shown = random.Random(0).sample(list(pairs), min(30, len(pairs)))
@@ -483,31 +457,6 @@ def _loss(preferences: Preferences) -> Loss:
     return loss
 
 
-def _borrow(other: Path, run: TrainingRun) -> None:
-    """Add the responses of another run to this one's: their keys say what they were made from."""
-    stored = read_rows(other / ROWS / f"{RESPONSES}.jsonl")
-    if not stored:
-        raise UsageError(
-            f"{other} holds no responses", mend="give the folder of a run of train rose that has come so far"
-        )
-    with run.rows(RESPONSES) as known:
-        for row in stored:
-            if row["key"] not in known:
-                known.add(row["key"], row["value"])
-
-
-def _export(base: Path, adapter: Path | None, file: Path, threads: int) -> None:
-    """Make a GGUF of the model, by the command: training and export meet on disk."""
-    merged = ["--lora", str(adapter)] if adapter else []
-    command = ["export", "gguf", str(base), "-o", str(file), "--type", "f16", "--untimed", "--force", *merged]
-    done = subprocess.run(
-        [sys.executable, "-m", "edge_rag", "--quiet", *command], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise EdgeRagError(f"edge-rag {' '.join(command)} failed: {said[-1].removeprefix('error: ') if said else ''}")
-
-
 def _no_pairs(part: str, counts: Counter[str]) -> EdgeRagError:
     return EdgeRagError(
         f"no pair came out of the {part} examples: {counts['no wrong response']} have no wrong response",
@@ -519,7 +468,3 @@ def _counts_section(title: str, counts: Mapping[str, Counter[str]]) -> Section:
     names = sorted({name for counted in counts.values() for name in counted})
     rows: list[list[Value]] = [[name, *(counted[name] for counted in counts.values())] for name in names]
     return Section(title, "", ("", *counts), rows)
-
-
-def _as_json(prompt: Iterable[Message]) -> list[list[str]]:
-    return [[message.role, message.content] for message in prompt]

@@ -46,6 +46,20 @@ def closed_book_messages(question: str, *, style: Style = "sentence") -> list[Me
     ]
 
 
+def pseudo_passage_messages(question: str) -> list[Message]:
+    """Ask the generator for what it knows: a passage that may stand among those of a search (see says_nothing)."""
+    task = (
+        "Write about 100 words of background that help to answer this question, and nothing else. "
+        f"If you do not know, write only N/A.\nQuestion: {_flat(question)}"
+    )
+    return [Message("system", CLOSED_BOOK_SYSTEM), Message("user", task)]
+
+
+def says_nothing(pseudo_passage: str) -> bool:
+    """Tell whether the generator says that it does not know."""
+    return NOT_FOUND in pseudo_passage or _UNKNOWN.match(pseudo_passage) is not None
+
+
 def final_answer(output: str, style: Style = "sentence") -> str:
     """Return what of a generator's output answers the question: without the mark, and what stands before it or after its line."""
     if style == "sentence":
@@ -68,6 +82,10 @@ def answer_so_far(output: str, style: Style = "sentence") -> str:
     return lines[0] if lines else ""
 
 
+_UNKNOWN = re.compile(
+    r"\W*($|n/?a\b|none\b|unknown\b|(i am|i'm|i’m) (not sure|unsure)|i (do not|don't|don’t|cannot|can't) )",
+    re.IGNORECASE,
+)
 _MARK = re.compile(r"\banswer\s*:", re.IGNORECASE)
 
 

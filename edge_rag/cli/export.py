@@ -64,17 +64,24 @@ def gguf(
 @app.command()
 def hf(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(help="A GGUF file, or the name of a generator.", metavar="FILE|NAME")],
+    file: Annotated[
+        str, typer.Argument(help="A GGUF file, the folder of an exported embedder, or a name.", metavar="FILE|NAME")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.", metavar="DIR")],
     json: JsonFlag = False,
 ) -> None:
-    """Turn a GGUF back into a Hugging Face folder that can be trained.
+    """Turn a GGUF, or an embedder that export onnx made, back into a Hugging Face folder that can be trained.
 
-    The weights are in float32, and the tokenizer gives the ids that llama.cpp gives. The folder appears when that has been
-    found to be so.
+    The weights are in float32, and the tokenizer gives the ids that the runtime gives. The folder appears when it has been
+    found to compute the same.
 
     Example: edge-rag export hf smollm2-135m-instruct -o ./smollm2
     """
+    from edge_rag.models import is_embedder
+
+    if is_embedder(file):
+        _embedder(context, file, out, json)
+        return
     _check_extras()
     from edge_rag.errors import UsageError
     from edge_rag.export.hf_from_gguf import export_hf
@@ -84,6 +91,22 @@ def hf(
     if source is None:
         raise UsageError(f"{file} is a server", mend="give a GGUF file, or the name of a generator")
     _print(export_hf(source, out, threads=settings_of(context).threads, progress=progress_of(context)), json)
+
+
+def _embedder(context: typer.Context, name: str, out: Path, json: bool) -> None:
+    export_onnx.check_extras()
+    from edge_rag.export.hf_from_onnx import export_hf_encoder
+    from edge_rag.models import locate_embedder
+
+    threads = settings_of(context).threads
+    report = export_hf_encoder(locate_embedder(name), out, threads=threads, progress=progress_of(context))
+    if json:
+        print_json(report)
+        return
+    print(f"{report['file']}: {report['size_bytes'] / 1e6:,.1f} MB, from {report['source']} ({report['precision']})")
+    print(
+        f"  cosine of the vectors of {report['n_texts']} texts: mean {report['cosine_mean']}, least {report['cosine_min']}"
+    )
 
 
 @app.command()

@@ -40,12 +40,7 @@ def onnx(
 
     Example: edge-rag export onnx ./minilm-trained -o ./minilm --role embedder
     """
-    from importlib.util import find_spec
-
-    from edge_rag.errors import MissingExtraError
-
-    if any(find_spec(package) is None for package in ("onnx", "safetensors", "torch", "transformers")):
-        raise MissingExtraError("export", "exporting a model")
+    check_extras()
     from edge_rag.export.to_onnx import export_onnx
 
     report = export_onnx(
@@ -56,6 +51,15 @@ def onnx(
         print_json(report)
     else:
         _print(report)
+
+
+def check_extras() -> None:
+    from importlib.util import find_spec
+
+    from edge_rag.errors import MissingExtraError
+
+    if any(find_spec(package) is None for package in ("onnx", "safetensors", "torch", "transformers")):
+        raise MissingExtraError("export", "exporting a model")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "has_llama_cpp",
+    "is_embedder",
     "lasting_embedder_name",
     "locate_embedder",
     "locate_generator",
@@ -57,6 +58,11 @@ def locate_embedder(name: str) -> Path:
     if name not in {path.name for path in PACKAGED.iterdir() if path.is_dir()}:
         raise ModelError(f"there is no embedder {name!r}", mend="run: edge-rag models list")
     return PACKAGED / name
+
+
+def is_embedder(name: str) -> bool:
+    """Tell whether this names a packaged embedder, or a folder that `export onnx` made."""
+    return ((Path(name).expanduser() if _is_path(name) else _PACKAGED / name) / "model.json").is_file()
 
 
 def open_scorer(folder: str, *, threads: int = 0) -> "OnnxScorer":
