@@ -1,6 +1,5 @@
 """edge-rag train supervised and rose: from question files to an adapter that the runtime loads, with a tiny model."""
 
-import io
 import json
 import os
 import shutil
@@ -8,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,11 @@ from edge_rag.train.language_model import Sampled
 from edge_rag.train.page import METRICS
 from edge_rag.train.quotes import quotes, reasoned_target
 from edge_rag.train.rose import choose, is_right, is_sound, judge, newest_pairs, read_pairs, reasons_of
+from in_process import edge_rag
 from question_rows import door_questions
 from tiny_models import make_model
 
 from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
-from edge_rag.cli import main
 from edge_rag.evaluation.question_sets import is_dev
 from edge_rag.evaluation.run_folder import read_rows
 from edge_rag.interfaces import Passage, Style
@@ -42,26 +39,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return door_questions(tmp_path_factory.mktemp("questions") / "doors.jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    stdout: str
-    stderr: str
-
-
-def edge_rag(*arguments: object, home: Path, expect: int = 0) -> Done:
-    """Run a command in this process: libraries that take seconds to load are loaded once."""
-    out, err, on_interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-rag", "--quiet", *map(str, arguments)])
-        patch.setenv("EDGE_RAG_HOME", str(home))
-        patch.setenv("EDGE_RAG_THREADS", "1")
-        with pytest.raises(SystemExit) as ended:
-            main()
-    signal.signal(signal.SIGINT, on_interrupt)  # the command ignores it when all is done
-    assert ended.value.code == expect, err.getvalue()[-3000:]
-    return Done(out.getvalue(), err.getvalue())
 
 
 def supervised(base: Path, questions: Path, out: Path, *more: object) -> list[object]:

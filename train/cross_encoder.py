@@ -89,11 +89,7 @@ class CrossEncoder:
 
 def open_cross_encoder(base: Path, *, max_tokens: int, threads: int, seed: int) -> CrossEncoder:
     """Open an encoder's folder; where it has no head with one score, it gets a fresh one."""
-    if not (base / "config.json").is_file():
-        raise UsageError(
-            f"{base} is no folder of a Hugging Face encoder: it holds no config.json",
-            mend="make one: edge-rag export hf all-minilm-l6-v2 -o DIR",
-        )
+    check_encoder(base)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(usable_cores(threads))
@@ -117,6 +113,14 @@ def open_cross_encoder(base: Path, *, max_tokens: int, threads: int, seed: int) 
         raise UsageError(f"{base} has positions for {positions} tokens", mend=f"give --max-tokens {positions} or less")
     tokenizer.model_max_length = max_tokens
     return CrossEncoder(network.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, base, max_tokens)
+
+
+def check_encoder(base: Path) -> None:
+    if not (base / "config.json").is_file():
+        raise UsageError(
+            f"{base} is no folder of a Hugging Face encoder: it holds no config.json",
+            mend="make one: edge-rag export hf all-minilm-l6-v2 -o DIR",
+        )
 
 
 def group_losses(*, pad: int) -> Losses[GroupRow]:

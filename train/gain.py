@@ -56,6 +56,7 @@ from .selector import (
     selector_config,
     write_groups,
 )
+from .torch_model import check_folder
 from .writer import as_json, borrow, key_of, open_writer, sample_once, telling
 
 Kind = Literal["contrastive", "plain"]
@@ -106,6 +107,7 @@ def train_gain(
 
     `gains` is another run, say with another `gold`: what was scored there by the same generator is not scored again.
     """
+    check_folder(generator, adapter)
     config = selector_config("gain", base, plan, {
         "generator": file_hashes(generator),
         "adapter": file_hashes(adapter) if adapter else {},
@@ -254,14 +256,15 @@ class _Valuing:
         return bool(scores["accuracy"] if asks_verdict(answers) else scores["contains"])
 
     def group(self, one: _Valued) -> Group:
-        """Make the shares of what passages are worth: those of the steps count as much as each other."""
+        """Make the shares of what passages are worth. Each step counts alike: a choice among those that no other step keeps."""
         n, n_searched = len(one.passages), len(one.asked.candidates)
-        shares = [0.0] * n
-        for worth in one.steps:
-            for place, share in zip(worth, targets.shares(list(worth.values()), self.gain.temperature), strict=True):
-                shares[place] += float(share) / len(one.steps)
+        shares = np.zeros(n)
+        for worth, kept in zip(one.steps, one.kept, strict=True):
+            places = [place for place in worth if place == kept or place not in one.kept]
+            values = [worth[place] for place in places]
+            shares[places] += targets.shares(values, self.gain.temperature) / len(one.steps)
         gold = [*(candidate.passage.gold for candidate in one.asked.candidates), False][:n]
-        blended = targets.blended(np.array(shares), gold, self.gain.gold)
+        blended = targets.blended(shares, gold, self.gain.gold)
         members = [
             Member(
                 passage.document, passage.title, passage.text, gold[place], place + 1 if place < n_searched else None,

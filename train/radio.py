@@ -46,6 +46,7 @@ from .selector import (
     selector_config,
     write_groups,
 )
+from .torch_model import check_folder
 from .writer import key_of, open_writer, sample_once
 
 Source = Literal["model", "quotes"]
@@ -85,6 +86,8 @@ def train_radio(
     """Train; RUN/model holds the cross-encoder. The same call goes on with an interrupted run."""
     if rationales.source == "model" and generator is None:
         raise UsageError("somebody has to write the rationales", mend="give --generator, or --rationale quotes")
+    if generator is not None:
+        check_folder(generator, adapter)
     config = selector_config("radio", base, plan, {
         "generator": file_hashes(generator) if generator else {},
         "adapter": file_hashes(adapter) if adapter else {},

@@ -25,7 +25,7 @@ from edge_rag.models import is_embedder
 from edge_rag.settings import Settings
 
 from .candidates import Candidate, candidates_of
-from .cross_encoder import CrossEncoder, GroupRow, open_cross_encoder
+from .cross_encoder import CrossEncoder, GroupRow, check_encoder, open_cross_encoder
 from .fit import Fitted, Fitting, fit_stage
 from .page import Section, Value
 from .run import TrainingRun
@@ -90,7 +90,9 @@ class Group:
 
 
 def selector_config(method: str, base: str, plan: Plan, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run is gone on with only under the same of."""
+    """Return what a run is gone on with only under the same of; raise where there is no such base or set."""
+    if not is_embedder(base):
+        check_encoder(Path(base))
     return {
         "method": method,
         "base": base if is_embedder(base) else file_hashes(Path(base)),

@@ -379,13 +379,7 @@ def open_folder(
     """Return the model, with the adapter that is to be trained on if `is_trainable`, its tokenizer, and transformers' one."""
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"{dtype!r} is no type to compute in", mend="use float32, bfloat16 or float16")
-    for path, name in ((folder, "config.json"), (folder, "tokenizer.json"), (adapter, "adapter_config.json")):
-        if path is not None and not (path / name).is_file():
-            kind = "model" if path == folder else "adapter"
-            raise UsageError(
-                f"{path} is no folder of a Hugging Face {kind}: it holds no {name}",
-                mend=_MEND if path == folder else "give the folder that peft saved",
-            )
+    check_folder(folder, adapter)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -405,6 +399,17 @@ def open_folder(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         place = f"{folder} with {adapter}" if adapter else str(folder)
         raise ModelError(f"{place} cannot be opened: {type(error).__name__}: {reason}", mend=_MEND) from error
+
+
+def check_folder(folder: Path, adapter: Path | None) -> None:
+    """Raise UsageError where no model, or no adapter, can be."""
+    for path, name in ((folder, "config.json"), (folder, "tokenizer.json"), (adapter, "adapter_config.json")):
+        if path is not None and not (path / name).is_file():
+            kind = "model" if path == folder else "adapter"
+            raise UsageError(
+                f"{path} is no folder of a Hugging Face {kind}: it holds no {name}",
+                mend=_MEND if path == folder else "give the folder that peft saved",
+            )
 
 
 def _end_ids(model: Any) -> list[int]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from edge_rag.cli import answers, bench, bundle, config, documents, evaluate, export, models, train
+from edge_rag.cli import answers, bench, bundle, config, documents, evaluate, export, models, train, train_selectors
 from edge_rag.cli.common import State
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ answers.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(evaluate.app, name="eval")
+train_selectors.add_to(train.app)
 app.add_typer(train.app, name="train")
 app.add_typer(export.app, name="export")
 app.add_typer(bundle.app, name="bundle")
