@@ -87,14 +87,22 @@ CASES: dict[str, tuple[list[str], int]] = {
         ],
         0,
     ),
+    "train radio": (
+        [
+            *("--base", "{home}/tiny-encoder", "--set", "{home}/doors.jsonl", "--out", "{home}/selector-run"),
+            *("--rationale", "quotes", "--max-tokens", "64", "--limit", "8", "--dev-limit", "3", "--json"),
+        ],
+        0,
+    ),
+    "train inspect": (["{home}/selector-run", "--json"], 0),
     "export gguf": (["{home}/tiny", "-o", "{home}/tiny.gguf", "--type", "f32", "--json"], 0),
     "export hf": (["{home}/tiny.gguf", "-o", "{home}/tiny-back", "--json"], 0),
     "export lora": (["{home}/tiny-lora", "-o", "{home}/tiny-lora.gguf", "--untimed"], 0),
 }
-# Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes; `train rose` runs `export gguf`, and
-# trains as `train supervised` does.
+# Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes; `train rose` and `train gain` run
+# `export gguf`, and train as `train supervised` and `train radio` do, as `train relevance` does.
 NOT_RUN = {
-    "models pull", "train rose run", "train rose inspect",
+    "models pull", "train rose run", "train rose inspect", "train gain", "train relevance",
     "bench ingest", "bench ask", "bench answers", "bench abstain", "bench extract", "bench search", "bench index",
     "bench training",
 }  # fmt: skip

@@ -28,6 +28,7 @@ from edge_rag.train.language_model import Contrasted, Sampled
 from edge_rag.train.radio import Rationales, _group
 from edge_rag.train.run import TrainingRun
 from edge_rag.train.selector import Asked, Group, Plan, read_groups
+from edge_rag.train.writer import borrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import edge_rag
@@ -39,6 +40,7 @@ from edge_rag.errors import ModelError, UsageError
 from edge_rag.evaluation.question_sets import SetPassage, is_dev
 from edge_rag.evaluation.run_folder import read_rows
 from edge_rag.interfaces import Message
+from edge_rag.library import Library
 from edge_rag.models import locate_embedder
 from edge_rag.models.embedder import OnnxEmbedder
 from edge_rag.models.selector import OnnxScorer
@@ -194,6 +196,16 @@ def test_the_losses_are_those_of_sentence_transformers(judge: CrossEncoder, tmp_
         contrast = ranking([[QUESTION], *([text] for text in TEXTS)], torch.zeros(1))
         (found,), _ = judge.losses()(judge.network, best)
         assert found.item() == pytest.approx(contrast.item(), abs=1e-4)
+
+
+def test_a_fresh_head_is_drawn_by_the_seed(judge: CrossEncoder, encoder: Path) -> None:
+    def weights(seed: int) -> list[Any]:
+        network = open_cross_encoder(encoder, max_tokens=64, threads=1, seed=seed).network
+        return [value for name, value in network.state_dict().items() if "classifier" in name or "pooler" in name]
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 def test_a_folder_that_is_none_or_too_short_is_said_so(encoder: Path, tmp_path: Path) -> None:
@@ -465,15 +477,13 @@ def test_the_command_that_it_names_makes_a_selector_of_it(
     assert first > 0.6 * len(groups)  # one in three by chance
 
 
-def test_gains_are_remembered_shown_and_borrowed(
-    encoder: Path, generator: Path, questions: Path, tmp_path: Path
-) -> None:
-    more = ["--generator", generator, "--keep-all", "--limit", 12, "--dev-limit", 3, "--epochs", 1]
+def test_gains_are_remembered_and_shown(encoder: Path, generator: Path, questions: Path, tmp_path: Path) -> None:
+    more = ["--generator", generator, "--keep-all", "--limit", 8, "--dev-limit", 2, "--epochs", 1]
     run = tmp_path / "run"
     edge_rag(*command("gain", encoder, questions, run, *more), home=tmp_path / "home")
     stored = (run / "rows" / "gains.jsonl").read_bytes()
     groups = read_groups(run, "train")
-    assert 5 < len(groups) <= 12
+    assert 4 < len(groups) <= 8
     n_written = sum(m.id == PSEUDO for group in groups for m in group.members)
     assert all(len(g.members) == 3 + any(m.id == PSEUDO for m in g.members) for g in groups)
     shown = edge_rag("train", "inspect", run, "--limit", 2, home=tmp_path / "home").stdout
@@ -481,19 +491,45 @@ def test_gains_are_remembered_shown_and_borrowed(
     as_json = edge_rag("train", "inspect", run, "--part", "dev", "--json", home=tmp_path / "home").stdout
     assert json.loads(as_json)[0]["members"][0]["worth"] < 0
     shutil.rmtree(run / "groups")
+    (run / "rows" / "gains.jsonl").write_bytes(stored[: len(stored) // 2])  # killed half-way
     edge_rag(*command("gain", encoder, questions, run, *more), home=tmp_path / "home")
-    assert (run / "rows" / "gains.jsonl").read_bytes() == stored
+    assert sorted((run / "rows" / "gains.jsonl").read_bytes().splitlines()) == sorted(stored.splitlines())
     assert read_groups(run, "train") == groups
     refused = edge_rag(
         *command("gain", encoder, questions, run, *more, "--gold", 0.5), home=tmp_path / "home", expect=2
     )
     assert "gain.gold is 0.0 there and 0.5 now" in refused.stderr
-    edge_rag(
-        *command("gain", encoder, questions, tmp_path / "two", *more, "--gold", 0.5, "--gains", run),
-        home=tmp_path / "home",
-    )
-    assert sorted((tmp_path / "two" / "rows" / "gains.jsonl").read_bytes()) == sorted(stored)
-    assert n_written == sum(m.id == PSEUDO for g in read_groups(tmp_path / "two", "train") for m in g.members)
+    edge_rag(*command("gain", encoder, questions, run, *more, "--gold", 0.5, "--force"), home=tmp_path / "home")
+    assert sorted((run / "rows" / "gains.jsonl").read_bytes().splitlines()) == sorted(stored.splitlines())
+    assert read_groups(run, "train") != groups
+
+
+def test_gains_of_another_run_are_taken_over(tmp_path: Path) -> None:
+    with TrainingRun.open(tmp_path / "one", {}, command="test") as one, one.rows("gains") as rows:
+        rows.add("a", {"plain": -1.0, "contrastive": -2.0})
+    with TrainingRun.open(tmp_path / "two", {}, command="test") as two:
+        for _ in range(2):
+            borrow(tmp_path / "one", two, "gains")
+        with two.rows("gains") as rows:
+            assert len(rows) == 1 and rows["a"]["plain"] == -1.0
+        with pytest.raises(UsageError, match="holds no gains"):
+            borrow(tmp_path, two, "gains")
+
+
+def test_candidates_come_from_a_library_where_what_holds_the_answer_counts_as_gold(
+    encoder: Path, questions: Path, tmp_path: Path, home: Path
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for row in map(json.loads, questions.read_text().splitlines()):
+        gold = next(p for p in row["passages"] if p["gold"])
+        (tmp_path / "docs" / f"{row['id']}.txt").write_text(gold["text"])
+    with Library.open(tmp_path / "library", create=True) as library:
+        library.add([tmp_path / "docs"])
+    more = ["--library", tmp_path / "library", "--limit", 8, "--dev-limit", 3, "--candidates", 4, "--epochs", 1]
+    edge_rag(*command("relevance", encoder, questions, tmp_path / "run", *more), home=home)
+    for group in read_groups(tmp_path / "run", "train"):
+        assert len(group.members) == 4
+        assert [m.gold for m in group.members] == [group.answers[0] in m.text for m in group.members]
 
 
 def test_rationales_are_quotes_or_written(encoder: Path, generator: Path, questions: Path, tmp_path: Path) -> None:
