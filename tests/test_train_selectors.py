@@ -484,7 +484,6 @@ def test_gains_are_remembered_and_shown(encoder: Path, generator: Path, question
     stored = (run / "rows" / "gains.jsonl").read_bytes()
     groups = read_groups(run, "train")
     assert 4 < len(groups) <= 8
-    n_written = sum(m.id == PSEUDO for group in groups for m in group.members)
     assert all(len(g.members) == 3 + any(m.id == PSEUDO for m in g.members) for g in groups)
     shown = edge_rag("train", "inspect", run, "--limit", 2, home=tmp_path / "home").stdout
     assert groups[0].question in shown and shown.count(" gold ") == 2
