@@ -43,6 +43,7 @@ from edge_rag.interfaces import Message
 from edge_rag.library import Library
 from edge_rag.models import locate_embedder
 from edge_rag.models.embedder import OnnxEmbedder
+from edge_rag.models.prompt_style import noted_style, prompt_fields, write_note
 from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 from edge_rag.testing import HashEmbedder
@@ -386,6 +387,15 @@ def test_a_generator_that_does_not_know_is_understood(text: str) -> None:
 def test_and_one_that_does_is_not_mistaken(text: str) -> None:
     assert not says_nothing(text)
     assert text not in pseudo_passage_messages("Who?")[-1].content
+
+
+def test_a_style_that_was_noted_is_taken(tmp_path: Path) -> None:
+    assert noted_style(None, tmp_path) == "sentence"
+    write_note(tmp_path, prompt_fields("words", 1))
+    assert noted_style(None, tmp_path) == "words"
+    (tmp_path / "adapter").mkdir()
+    write_note(tmp_path / "adapter", prompt_fields("rationale", 1))
+    assert noted_style(tmp_path / "adapter", tmp_path) == "rationale"
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -242,7 +242,7 @@ class _Valuing:
             for place, passage in enumerate(one.passages)
             if place not in one.kept
         }
-        room = model.context_tokens - max(len(answer) for answer in self.given(one.asked)) - ANSWER_TOKENS
+        room = model.context_tokens - max(len(answer.encode()) for answer in self.given(one.asked)) - ANSWER_TOKENS
         return {place: prompt for place, prompt in found.items() if model.count_tokens(prompt) <= room}
 
     def right(self, model: LanguageModel, part: Part, valued: Sequence[_Valued]) -> list[_Valued]:

@@ -264,7 +264,7 @@ def fit_selector(run: TrainingRun, plan: Plan, model: CrossEncoder, progress: Pr
         "base": model.base,
         "selector": [plan.group, plan.max_tokens],
     }
-    return fit_stage(run, MODEL, inputs, model, rows, model.losses(), plan.fitting, progress)
+    return fit_stage(run, MODEL, inputs, model.network, rows, model.losses(), plan.fitting, model.save, progress)
 
 
 def _row(group: Group, plan: Plan, model: CrossEncoder) -> GroupRow:

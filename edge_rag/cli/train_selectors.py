@@ -58,8 +58,11 @@ def gain(
     candidates: CandidatesOption = 10,
     search: SearchOption = "fused",
     prompt: Annotated[
-        str, typer.Option(help="What the generator was trained for: words, sentence, rationale.", metavar="STYLE")
-    ] = "words",
+        str | None,
+        typer.Option(
+            help="What it is asked for: words, sentence, rationale. [default: what it was trained for]", metavar="STYLE"
+        ),
+    ] = None,
     gain: Annotated[
         str, typer.Option(help="contrastive, or plain: also high where the generator knows the answer.", metavar="KIND")
     ] = "contrastive",
@@ -98,6 +101,7 @@ def gain(
     """
     check_extras()
     from edge_rag.models import open_embedder
+    from edge_rag.models.prompt_style import noted_style
     from edge_rag.train.gain import Gain, train_gain
 
     settings = settings_of(context)
@@ -106,7 +110,7 @@ def gain(
         (learning_rate, batch, epochs, evaluate_every, patience, seed),
     )  # fmt: skip
     worth = Gain(
-        one_of("--prompt", prompt, ("words", "sentence", "rationale")),
+        noted_style(adapter, generator) if prompt is None else one_of("--prompt", prompt, ("words", "sentence", "rationale")),
         one_of("--gain", gain, ("contrastive", "plain")), alpha, pseudo, not keep_all, temperature, gold, together,
     )  # fmt: skip
     fitted = train_gain(

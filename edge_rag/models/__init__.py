@@ -62,7 +62,9 @@ def locate_embedder(name: str) -> Path:
 
 def is_embedder(name: str) -> bool:
     """Tell whether this names a packaged embedder, or a folder that `export onnx` made."""
-    return ((Path(name).expanduser() if _is_path(name) else _PACKAGED / name) / "model.json").is_file()
+    from edge_rag.models.store import PACKAGED
+
+    return ((Path(name).expanduser() if _is_path(name) else PACKAGED / name) / "model.json").is_file()
 
 
 def open_scorer(folder: str, *, threads: int = 0) -> "OnnxScorer":

@@ -41,6 +41,13 @@ def read_note(folder: Path) -> dict[str, str]:
     return prompt_fields(style, version)
 
 
+def noted_style(*folders: Path | None) -> Style:
+    """Return the style that the first of these folders notes which notes any; "sentence" if none does."""
+    noted = (read_note(folder).get(STYLE) for folder in folders if folder is not None)
+    said = next((style for style in noted if style), "sentence")
+    return next(style for style in get_args(Style) if style == said)
+
+
 def trained_style(model: Path, adapter: Path | None = None) -> Style:
     """Return how a GGUF says that it is to be asked; its adapter has the last word. "sentence" if neither says anything."""
     style: Style = "sentence"
