@@ -7,6 +7,7 @@ model       a cross-encoder fitted to the shares; the weights that were best on 
 """
 
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -108,6 +109,7 @@ def open_base(run: TrainingRun, base: str, plan: Plan, settings: Settings) -> Cr
     if is_embedder(base):
         with run.stage(BASE, {"embedder": base}) as stage:
             if not stage.is_complete:
+                shutil.rmtree(stage.folder / MODEL, ignore_errors=True)  # of a killed process
                 export("hf", base, "-o", str(stage.folder / MODEL))
         folder = run.folder / BASE / MODEL
     return open_cross_encoder(folder, max_tokens=plan.max_tokens, threads=settings.threads, seed=plan.fitting.seed)
@@ -150,7 +152,7 @@ def _candidates(
             embedder=embedder, settings=settings, progress=progress,
         )  # fmt: skip
         for question in questions.questions:
-            asked = _asked(name, question, candidates.get(question.id, ()), in_library=bool(plan.library))
+            asked = _asked(questions.name, question, candidates.get(question.id, ()), in_library=bool(plan.library))
             if not asked.answers:
                 left_out["no answer"] += 1
             elif len(asked.candidates) < 2:
