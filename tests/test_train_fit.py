@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from edge_rag.train import losses
-from edge_rag.train.answers import Row, answer_logps, answer_losses
+from edge_rag.train.answers import Row, answer_logps, answer_losses, usual_lengths, weighed
 from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +70,19 @@ def test_answer_nll_is_the_mean_over_the_tokens_of_the_first_answer() -> None:
     logps = torch.tensor([[[-1.0, -3.0, -99.0], [-50.0, -50.0, -50.0]]])
     mask = torch.tensor([[[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]])
     assert losses.answer_nll(logps, mask).tolist() == [2.0]
+
+
+def test_all_tokens_of_a_style_weigh_the_same_and_each_style_as_much_as_another() -> None:
+    lengths, styles = (2, 6, 40, 8), ("words", "words", "rationale", "rationale")
+    rows = weighed([Row((1,), ((5,) * n,)) for n in lengths], styles)
+    usual = usual_lengths(rows, torch.zeros(1))
+    assert usual.tolist() == [4, 4, 24, 24]
+    present = torch.arange(40) < torch.tensor(lengths)[:, None, None]
+    logps = -torch.rand(4, 1, 40, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (weights,) = torch.autograd.grad(losses.answer_nll(logps, present.float(), usual).sum(), logps)
+    assert weights[present].unique().tolist() == pytest.approx([-1 / 4, -1 / 24])
+    assert -weights[:2].sum() == pytest.approx(2) and -weights[2:].sum() == pytest.approx(2)
+    assert usual_lengths([Row((1,), ((5,) * 7,))], logps).tolist() == [7]
 
 
 def test_the_odds_ratio_is_that_of_the_probabilities() -> None:

@@ -5,8 +5,9 @@ itself only: a preference pair costs little more than half of what two sequences
 and nowhere else; a vocabulary of 49,152 is a fifth of the work of a small model.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,32 @@ class Row:
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     reference: tuple[float, ...] = ()  # log-probability of each answer before training, for losses that want it
+    usual: float = 0.0  # tokens that the first of such answers usually has (see weighed); 0: as many as this one
 
     @property
     def n_tokens(self) -> int:
         return len(self.prompt) + sum(map(len, self.answers))
 
 
-# (logps, mask, reference) -> loss of each row, and figures of each row to follow
-Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+# (logps, mask, rows) -> loss of each row, and figures of each row to follow
+Loss = Callable[[Tensor, Tensor, Sequence[Row]], tuple[Tensor, dict[str, Tensor]]]
+
+
+def weighed(rows: Sequence[Row], styles: Sequence[Style]) -> list[Row]:
+    """Let all tokens of a style's answers weigh the same, and each style as much as another.
+
+    By a mean over each answer's own tokens the first one of a refusal would weigh five times the first one of reasons, and
+    refusing would be learnt as much more eagerly.
+    """
+    lengths: defaultdict[Style, list[int]] = defaultdict(list)
+    for row, style in zip(rows, styles, strict=True):
+        lengths[style].append(len(row.answers[0]))
+    usual = {style: sum(found) / len(found) for style, found in lengths.items()}
+    return [replace(row, usual=usual[style]) for row, style in zip(rows, styles, strict=True)]
+
+
+def usual_lengths(rows: Sequence[Row], like: Tensor) -> Tensor:
+    return torch.tensor([row.usual or len(row.answers[0]) for row in rows], dtype=like.dtype, device=like.device)
 
 
 def fit_to_answers(
@@ -64,12 +83,11 @@ def answer_losses(loss: Loss, *, pad: int, prompt_loss: bool = False) -> Losses[
 
     def compute(model: Any, piece: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
         logps, mask, prompts = _logps(model, piece, pad, with_prompts=prompt_loss)
-        reference = torch.tensor([row.reference for row in piece], dtype=logps.dtype, device=logps.device)
-        losses, figures = loss(logps, mask, reference)
+        losses, figures = loss(logps, mask, piece)
         if prompt_loss:
             n_prompt = torch.tensor([len(row.prompt) - 1 for row in piece], device=logps.device)
             answer, n_answer = (logps * mask)[:, 0].sum(-1), mask[:, 0].sum(-1)
-            losses = losses + answer / n_answer - (prompts + answer) / (n_prompt + n_answer)
+            losses = losses + answer / usual_lengths(piece, logps) - (prompts + answer) / (n_prompt + n_answer)
         return losses, figures
 
     return compute

@@ -26,9 +26,13 @@ def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
     return (logps * mask).sum(-1)
 
 
-def answer_nll(logps: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-likelihood of a token of the answer, mean over it: the prompt's tokens have no part in it."""
-    return -mean_logps(logps, mask)[:, 0]
+def answer_nll(logps: Tensor, mask: Tensor, usual: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of a token of the answer, mean over it: the prompt's tokens have no part in it.
+
+    `usual`: the length to divide by instead of the answer's own, (rows).
+    """
+    lengths = mask[:, 0].sum(-1).clamp(min=1) if usual is None else usual
+    return -sum_logps(logps, mask)[:, 0] / lengths
 
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -40,10 +44,10 @@ def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
 
 
-def orpo(logps: Tensor, mask: Tensor, *, beta: float) -> Tensor:
+def orpo(logps: Tensor, mask: Tensor, usual: Tensor | None = None, *, beta: float) -> Tensor:
     """Likelihood of the chosen answer, and beta times a penalty while the odds of the rejected one come near its own."""
     means = mean_logps(logps, mask)
-    return answer_nll(logps, mask) - beta * F.logsigmoid(log_odds_ratio(means[:, 0], means[:, 1]))
+    return answer_nll(logps, mask, usual) - beta * F.logsigmoid(log_odds_ratio(means[:, 0], means[:, 1]))
 
 
 def dpo(logps: Tensor, mask: Tensor, reference: Tensor, *, beta: float) -> Tensor:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, final_answer
@@ -31,7 +32,7 @@ from edge_rag.interfaces import Embedder, Message, Progress
 from edge_rag.settings import Settings
 
 from . import losses
-from .answers import Loss, Row, fit_to_answers
+from .answers import Loss, Row, fit_to_answers, usual_lengths, weighed
 from .examples import Example
 from .fit import Fitted
 from .language_model import LanguageModel, Sampled
@@ -303,7 +304,7 @@ class _Round:
                 prompts, [[pair.chosen, pair.rejected] for pair in found], self.told(f"{part}, reference", len(found))
             )
             before = [tuple(score.sum for score in scores) for scores in scored]
-        return [
+        rows = [
             Row(
                 self.model.prompt(prompt),
                 (self.model.answer(pair.chosen), self.model.answer(pair.rejected)),
@@ -311,6 +312,7 @@ class _Round:
             )
             for pair, prompt, reference in zip(found, prompts, before, strict=True)
         ]
+        return weighed(rows, [examples[pair.example].style for pair in found])
 
     def sample(
         self,
@@ -439,16 +441,18 @@ def _hint(example: Example) -> list[Message]:
 
 
 def _loss(preferences: Preferences) -> Loss:
-    def loss(logps: Tensor, mask: Tensor, reference: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
+        usual = usual_lengths(rows, logps)
         if preferences.loss == "orpo":
-            found = losses.orpo(logps, mask, beta=preferences.beta)
+            found = losses.orpo(logps, mask, usual, beta=preferences.beta)
         elif preferences.loss == "dpo":
+            reference = torch.tensor([row.reference for row in rows], dtype=logps.dtype, device=logps.device)
             found = losses.dpo(logps, mask, reference, beta=preferences.beta)
         else:
             found = losses.simpo(logps, mask, beta=preferences.beta, margin=preferences.margin)
         means = losses.mean_logps(logps, mask)
         figures = {
-            "nll": losses.answer_nll(logps, mask),
+            "nll": losses.answer_nll(logps, mask, usual),
             "preferred": (means[:, 0] > means[:, 1]).float(),
             "margin": means[:, 0] - means[:, 1],
         }

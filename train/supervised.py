@@ -6,7 +6,7 @@
 It is what the other methods must beat, and what they start from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.settings import Settings
 
 from . import losses
-from .answers import Row, fit_to_answers
+from .answers import Row, fit_to_answers, usual_lengths, weighed
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 from .fit import Fitted, Fitting
 from .page import examples_section
@@ -127,10 +127,8 @@ def fit_answers(
     """Fit the model to the answers, and save what was trained."""
 
     def rows() -> tuple[list[Row], list[Row]]:
-        return (
-            [row_of(example, model) for example in read_examples(examples, "train")],
-            [row_of(example, model) for example in read_examples(examples, "dev")],
-        )
+        train, dev = (read_examples(examples, part) for part in ("train", "dev"))
+        return rows_of(train, model), rows_of(dev, model)
 
     inputs = {
         "examples": [examples / "train.jsonl", examples / "dev.jsonl"],
@@ -145,10 +143,11 @@ def read_examples(folder: Path, part: str) -> list[Example]:
     return [example_of_row(row) for row in read_rows(folder / f"{part}.jsonl")]
 
 
-def row_of(example: Example, model: Trainable) -> Row:
-    target = reasoned_target(example) if example.style == "rationale" else example.target
-    return Row(model.prompt(example.prompt), (model.answer(target),))
+def rows_of(examples: Sequence[Example], model: Trainable) -> list[Row]:
+    targets = [reasoned_target(e) if e.style == "rationale" else e.target for e in examples]
+    rows = [Row(model.prompt(e.prompt), (model.answer(target),)) for e, target in zip(examples, targets, strict=True)]
+    return weighed(rows, [e.style for e in examples])
 
 
-def _answer_loss(logps: Tensor, mask: Tensor, _: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    return losses.answer_nll(logps, mask), {}
+def _answer_loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
+    return losses.answer_nll(logps, mask, usual_lengths(rows, logps)), {}
