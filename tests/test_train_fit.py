@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from edge_rag.train import losses
-from edge_rag.train.answers import Row, answer_logps, answer_losses, usual_lengths, weighed
+from edge_rag.train.answers import Row, answer_logps, answer_losses, sharing_prompt, usual_lengths, weighed
 from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,6 +157,40 @@ def test_answers_that_share_a_prompt_do_not_see_each_other(kind: str) -> None:
             alone, _ = answer_logps(network, [Row(row.prompt, (answer,))], pad=0)
             assert mask[r, a].sum() == len(answer)
             assert torch.allclose(together[r, a, : len(answer)], alone[0, 0], atol=1e-5)
+
+
+def test_questions_that_share_a_prompt_are_learnt_as_if_each_was_alone() -> None:
+    network = tiny_network("llama")
+    start = tuple(range(3, 20))
+    alone = [
+        [Row((*start, *asked), (answer,), usual=3.0) for asked, answer in group]
+        for group in (
+            [((30, 31), (4, 5)), ((30, 33, 34), (6, 6, 6, 6)), ((35,), (7,))],
+            [((41,), (8, 9, 9)), ((42, 43), (4,))],
+        )
+    ]
+    shared = [sharing_prompt(rows) for rows in alone]
+    assert shared[0].prompt == start and shared[0].asked == ((30, 31), (30, 33, 34), (35,))
+    assert sum(row.n_tokens for row in shared) < sum(row.n_tokens for rows in alone for row in rows)
+
+    def learnt(rows: list[Row]) -> tuple[list[float], list[Any]]:
+        logps, mask = answer_logps(network, rows, pad=0)
+        loss = losses.answers_nll(logps, mask, usual_lengths(rows, logps))
+        network.zero_grad()
+        loss.sum().backward()
+        return loss.tolist(), gradients(network)
+
+    found, gradient = learnt(shared)
+    singly = [learnt(rows) for rows in alone]
+    assert found == pytest.approx([sum(each) / len(each) for each, _ in singly], rel=1e-5)
+    for own, *others in zip(gradient, *(each for _, each in singly), strict=True):
+        expected = sum(other / len(rows) for other, rows in zip(others, alone, strict=True))
+        assert torch.allclose(own, expected, atol=1e-5)
+
+
+def test_prompts_that_begin_with_one_another_share_all_but_a_token() -> None:
+    row = sharing_prompt([Row((1, 2, 3), ((9,),)), Row((1, 2, 3, 4), ((8,),))])
+    assert row.prompt == (1, 2) and row.asked == ((3,), (3, 4))
 
 
 def test_log_probabilities_are_those_of_the_whole_text() -> None:

@@ -20,7 +20,7 @@ def make(folder: Path, text: str = "as it is", n_steps: int = 300) -> Path:
     with TrainingRun.open(folder, CONFIG | {"note": text}, command=f"edge-rag train {text}") as run:
         with run.stage("examples", {"text": text}) as stage:
             (stage.folder / "out.jsonl").write_text("{}")
-        run.show("1-examples", examples_section({"train": [STATISTICS]}))
+        run.show("1-examples", examples_section({"train": [STATISTICS]}, 1))
         pairs = [Beside(f"Question {n}: {text}", "chosen", text, "rejected", text, text) for n in range(60)]
         run.show(
             "2-pairs", Section("Pairs", text, ("name", "n", "mean"), [(text, 3, 0.25), ("none", None, None)], pairs)

@@ -50,6 +50,7 @@ class Example:
     passages: tuple[Passage, ...]  # shown, in order
     gold: tuple[int, ...]  # positions in passages that hold the answer
     style: Style = "words"  # what is asked for
+    untold: tuple[str, ...] = ()  # answers that nothing shown tells
 
     @property
     def prompt(self) -> list[Message]:
@@ -152,14 +153,16 @@ def example_row(example: Example) -> dict[str, Any]:
         "passages": passages,
         "gold": list(example.gold),
         "style": example.style,
+        "untold": list(example.untold),
     }
 
 
 def example_of_row(row: Mapping[str, Any]) -> Example:
     passages = [as_passage(n, SetPassage(p["id"], p["title"], p["text"])) for n, p in enumerate(row["passages"])]
     return Example(
-        row["id"], row["set"], row["question"], tuple(row["answers"]), tuple(passages), tuple(row["gold"]), row["style"]
-    )
+        row["id"], row["set"], row["question"], tuple(row["answers"]), tuple(passages), tuple(row["gold"]), row["style"],
+        tuple(row["untold"]),
+    )  # fmt: skip
 
 
 # --- what of a question holds the answer ---
@@ -351,9 +354,9 @@ def _example(
         passages = tuple(as_passage(n, passage) for n, passage in enumerate(shown))
         holding = {passage.id for passage in plan.evidence.shown} if tells else set()
         gold = tuple(n for n, passage in enumerate(shown) if passage.id in holding)
-        answers = question.answers if tells else ()
+        answers, untold = (question.answers, ()) if tells else ((), question.answers)
         name = f"{set_name}:{question.id}#{plan.number}"
-        example = Example(name, set_name, question.question, answers, passages, gold, plan.style)
+        example = Example(name, set_name, question.question, answers, passages, gold, plan.style, untold)
         tokens = counter.count_tokens(example.prompt)
         if tokens <= prompt_tokens:
             return example, tokens

@@ -35,6 +35,11 @@ def answer_nll(logps: Tensor, mask: Tensor, usual: Tensor | None = None) -> Tens
     return -sum_logps(logps, mask)[:, 0] / lengths
 
 
+def answers_nll(logps: Tensor, mask: Tensor, usual: Tensor) -> Tensor:
+    """The same of a row whose answers are all right: the mean over them."""
+    return -sum_logps(logps, mask).sum(-1) / usual / mask.any(-1).sum(-1)
+
+
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Log of odds(chosen) / odds(rejected), where odds(y) = p(y) / (1 - p(y)) and log p(y) is the mean over y's tokens.
 

@@ -51,7 +51,7 @@ class Section:
     pairs: Sequence[Beside] = ()
 
 
-def examples_section(parts: "Mapping[str, Sequence[Statistics]]") -> Section:
+def examples_section(parts: "Mapping[str, Sequence[Statistics]]", together: int) -> Section:
     """Show what each set has given to each part."""
     rows = [
         (
@@ -79,7 +79,10 @@ def examples_section(parts: "Mapping[str, Sequence[Statistics]]") -> Section:
         "prompt tokens",
         "left out",
     )
-    return Section("Examples", "Others, passages and prompt tokens are means.", names, rows)
+    about = "Others, passages and prompt tokens are means."
+    if together > 1:
+        about += f" They are those of single examples, before up to {together} to be trained on were joined."
+    return Section("Examples", about, names, rows)
 
 
 def write_page(folder: Path, path: Path) -> None:

@@ -308,7 +308,7 @@ class _Round:
             Row(
                 self.model.prompt(prompt),
                 (self.model.answer(pair.chosen), self.model.answer(pair.rejected)),
-                reference,
+                reference=reference,
             )
             for pair, prompt, reference in zip(found, prompts, before, strict=True)
         ]

@@ -19,9 +19,10 @@ from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.settings import Settings
 
 from . import losses
-from .answers import Row, fit_to_answers, usual_lengths, weighed
+from .answers import Row, fit_to_answers, sharing_prompt, usual_lengths, weighed
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 from .fit import Fitted, Fitting
+from .joining import groups_of, joined
 from .page import examples_section
 from .quotes import reasoned_target
 from .run import TrainingRun
@@ -40,6 +41,7 @@ class Plan:
     noise: Noise = field(default_factory=Noise)
     styles: tuple[Style, ...] = ("words",)  # each example is asked in one of them
     prompt_tokens: int = 1024
+    together: int = 1  # examples whose passages are shown together, and asked about one by one
     lora_rank: int = 32  # 0: all weights are trained
     fitting: Fitting = field(default_factory=Fitting)
 
@@ -92,6 +94,7 @@ def make_examples(
         "noise": plan.noise,
         "styles": plan.styles,
         "prompt": [PROMPT_VERSION, plan.prompt_tokens],
+        "together": plan.together,
         "seed": plan.fitting.seed,
     }
     with run.stage(EXAMPLES, inputs) as stage:
@@ -99,19 +102,22 @@ def make_examples(
             statistics: dict[str, list[Statistics]] = {}
             parts: Mapping[Part, int | None] = {"train": plan.limit, "dev": plan.dev_limit}
             for part, limit in parts.items():
-                statistics[part] = []
+                statistics[part], found = [], []
+                for name in plan.sets:
+                    examples, told = examples_of(
+                        load_set(name, part=part), plan.noise, counter=model, styles=plan.styles,
+                        prompt_tokens=plan.prompt_tokens, embedder=embedder, settings=settings,
+                        seed=plan.fitting.seed, limit=limit, progress=progress,
+                    )  # fmt: skip
+                    statistics[part].append(told)
+                    found += examples
+                if part == "train":  # dev is measured as it will be asked
+                    found = joined(found, plan.together, model, plan.prompt_tokens, seed=plan.fitting.seed)
                 (stage.folder / f"{part}.jsonl").unlink(missing_ok=True)
                 with Rows(stage.folder / f"{part}.jsonl") as rows:
-                    for name in plan.sets:
-                        examples, found = examples_of(
-                            load_set(name, part=part), plan.noise, counter=model, styles=plan.styles,
-                            prompt_tokens=plan.prompt_tokens, embedder=embedder, settings=settings,
-                            seed=plan.fitting.seed, limit=limit, progress=progress,
-                        )  # fmt: skip
-                        statistics[part].append(found)
-                        for example in examples:
-                            rows.add(example_row(example))
-            run.show(EXAMPLES, examples_section(statistics))
+                    for example in found:
+                        rows.add(example_row(example))
+            run.show(EXAMPLES, examples_section(statistics, plan.together))
     return run.folder / EXAMPLES
 
 
@@ -128,7 +134,7 @@ def fit_answers(
 
     def rows() -> tuple[list[Row], list[Row]]:
         train, dev = (read_examples(examples, part) for part in ("train", "dev"))
-        return rows_of(train, model), rows_of(dev, model)
+        return rows_of(train, model, share=plan.together > 1), rows_of(dev, model)
 
     inputs = {
         "examples": [examples / "train.jsonl", examples / "dev.jsonl"],
@@ -143,11 +149,13 @@ def read_examples(folder: Path, part: str) -> list[Example]:
     return [example_of_row(row) for row in read_rows(folder / f"{part}.jsonl")]
 
 
-def rows_of(examples: Sequence[Example], model: Trainable) -> list[Row]:
+def rows_of(examples: Sequence[Example], model: Trainable, *, share: bool = False) -> list[Row]:
+    """Turn examples into tokens; `share`: those that were joined share a row."""
     targets = [reasoned_target(e) if e.style == "rationale" else e.target for e in examples]
     rows = [Row(model.prompt(e.prompt), (model.answer(target),)) for e, target in zip(examples, targets, strict=True)]
-    return weighed(rows, [e.style for e in examples])
+    rows = weighed(rows, [e.style for e in examples])
+    return [sharing_prompt([rows[n] for n in group]) for group in groups_of(examples)] if share else rows
 
 
 def _answer_loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
-    return losses.answer_nll(logps, mask, usual_lengths(rows, logps)), {}
+    return losses.answers_nll(logps, mask, usual_lengths(rows, logps)), {}

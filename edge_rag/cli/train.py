@@ -32,10 +32,14 @@ DevLimitOption = Annotated[int, typer.Option(help="Dev examples of each set, to 
 OthersOption = Annotated[int, typer.Option(help="Passages that do not hold the answer: 0 to so many.", min=0)]
 AbsentOption = Annotated[float, typer.Option(help="Share of examples that are to abstain.", min=0, max=0.99)]
 DrawsOption = Annotated[int, typer.Option(help="Examples of each question.", min=1)]
+TogetherOption = Annotated[
+    int,
+    typer.Option(help="Examples whose passages are shown together, computed once, and asked about one by one.", min=1),
+]
 PromptTokensOption = Annotated[int, typer.Option(help="Longest prompt; others are left out until it fits.", min=64)]
 RankOption = Annotated[int, typer.Option(help="Rank of the adapter; 0 trains all weights.", min=0)]
 RateOption = Annotated[float, typer.Option(help="Highest learning rate.")]
-BatchOption = Annotated[int, typer.Option(help="Examples for each step, over all processes.", min=1)]
+BatchOption = Annotated[int, typer.Option(help="Prompts for each step, over all processes.", min=1)]
 EpochsOption = Annotated[float, typer.Option(help="Times that the examples are gone through.")]
 EveryOption = Annotated[int, typer.Option(help="Steps between looks at dev, and checkpoints.", min=1)]
 PatienceOption = Annotated[int, typer.Option(help="Looks at dev without a better one before it ends.", min=1)]
@@ -63,6 +67,7 @@ def supervised(
         ),
     ] = ["words"],  # noqa: B006
     prompt_tokens: PromptTokensOption = 1024,
+    together: TogetherOption = 1,
     lora_rank: RankOption = 32,
     learning_rate: RateOption = 4e-4,
     batch: BatchOption = 8,
@@ -90,7 +95,7 @@ def supervised(
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
         tuple(dict.fromkeys(one_of("--prompt", style, ("words", "sentence", "rationale")) for style in prompt)),
-        prompt_tokens, lora_rank,
+        prompt_tokens, together, lora_rank,
         Fitting(learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, seed=seed),
     )  # fmt: skip
     fitted = train_supervised(
@@ -165,7 +170,7 @@ def rose_run(
     settings = settings_of(context)
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
-        (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, lora_rank,
+        (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, 1, lora_rank,
         Fitting(
             learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, prompt_loss=prompt_loss, seed=seed
         ),

@@ -1,0 +1,89 @@
+"""Examples that are joined: their passages are shown together, and each question is asked about all of them.
+
+What costs time in training is reading passages; a question about them and its answer are a twentieth of that. Here the
+passages of one question are the noise of the others, and all are read once: in the same time a model sees several times as many
+questions, each among as many passages.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from edge_rag.evaluation.scoring import asks_verdict, contains_answer
+from edge_rag.interfaces import Passage, Style
+
+from .examples import Example, TokenCounter
+
+OPEN = 4  # groups that wait for fitting examples; then the oldest goes as it is
+
+
+@dataclass(slots=True)
+class _Group:
+    passages: list[Passage] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+
+def joined(
+    examples: Sequence[Example], most: int, counter: TokenCounter, prompt_tokens: int, *, seed: int
+) -> list[Example]:
+    """Join up to `most` examples of one style each, drawn from all sets; those of a group stand one after the other.
+
+    An example never comes to a question whose answer it tells though that is to abstain. Prompts may have up to
+    `prompt_tokens`.
+    """
+    if most == 1:
+        return list(examples)
+    rng = random.Random(seed)
+    whole: list[_Group] = []
+    waiting: dict[Style, list[_Group]] = {}
+    for example in rng.sample(examples, len(examples)):
+        groups = waiting.setdefault(example.style, [])
+        group = next((g for g in groups if _takes(g, example, counter, prompt_tokens)), None)
+        if group is None:
+            group = _Group()
+            groups.append(group)
+        _add(group, example)
+        if len(group.examples) == most or len(groups) > OPEN:
+            done = group if len(group.examples) == most else groups[0]
+            groups.remove(done)
+            whole.append(done)
+    whole += [group for groups in waiting.values() for group in groups]
+    return [example for group in whole for example in _shown_together(group, rng)]
+
+
+def groups_of(examples: Sequence[Example]) -> Iterator[list[int]]:
+    """Yield the places of examples that were joined: they follow each other and show the same passages."""
+    for _, group in groupby(range(len(examples)), key=lambda n: (examples[n].style, examples[n].passages)):
+        yield list(group)
+
+
+def _takes(group: _Group, example: Example, counter: TokenCounter, prompt_tokens: int) -> bool:
+    together = [*group.examples, example]
+    passages = (*group.passages, *_new(group, example))
+    texts = "\n".join(f"{p.title}\n{p.text}" for p in passages)
+    for other in together:
+        if other.untold and not asks_verdict(other.untold) and contains_answer(texts, other.untold):
+            return False
+    longest = max(together, key=lambda e: len(e.question))
+    return counter.count_tokens(replace(longest, passages=passages).prompt) <= prompt_tokens
+
+
+def _add(group: _Group, example: Example) -> None:
+    group.passages += _new(group, example)
+    group.examples.append(example)
+
+
+def _new(group: _Group, example: Example) -> list[Passage]:
+    known = {p.text for p in group.passages}
+    return [p for p in example.passages if p.text not in known]
+
+
+def _shown_together(group: _Group, rng: random.Random) -> list[Example]:
+    shuffled = rng.sample(group.passages, len(group.passages))
+    places = {passage.text: n for n, passage in enumerate(shuffled)}
+    passages = tuple(replace(p, chunk_id=n, document_id=n) for n, p in enumerate(shuffled))
+    return [
+        replace(example, passages=passages, gold=tuple(sorted(places[example.passages[n].text] for n in example.gold)))
+        for example in group.examples
+    ]
