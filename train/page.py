@@ -81,7 +81,7 @@ def examples_section(parts: "Mapping[str, Sequence[Statistics]]", together: int)
     )
     about = "Others, passages and prompt tokens are means."
     if together > 1:
-        about += f" They are those of single examples, before up to {together} to be trained on were joined."
+        about += f" They are those of single examples, before up to {together} were joined."
     return Section("Examples", about, names, rows)
 
 

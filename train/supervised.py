@@ -111,11 +111,9 @@ def make_examples(
                     )  # fmt: skip
                     statistics[part].append(told)
                     found += examples
-                if part == "train":  # dev is measured as it will be asked
-                    found = joined(found, plan.together, model, plan.prompt_tokens, seed=plan.fitting.seed)
                 (stage.folder / f"{part}.jsonl").unlink(missing_ok=True)
                 with Rows(stage.folder / f"{part}.jsonl") as rows:
-                    for example in found:
+                    for example in joined(found, plan.together, model, plan.prompt_tokens, seed=plan.fitting.seed):
                         rows.add(example_row(example))
             run.show(EXAMPLES, examples_section(statistics, plan.together))
     return run.folder / EXAMPLES
@@ -133,8 +131,10 @@ def fit_answers(
     """Fit the model to the answers, and save what was trained."""
 
     def rows() -> tuple[list[Row], list[Row]]:
-        train, dev = (read_examples(examples, part) for part in ("train", "dev"))
-        return rows_of(train, model, share=plan.together > 1), rows_of(dev, model)
+        train, dev = (
+            rows_of(read_examples(examples, part), model, share=plan.together > 1) for part in ("train", "dev")
+        )
+        return train, dev
 
     inputs = {
         "examples": [examples / "train.jsonl", examples / "dev.jsonl"],
