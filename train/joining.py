@@ -22,6 +22,8 @@ OPEN = 4  # groups that wait for fitting examples; then the oldest goes as it is
 class _Group:
     passages: list[Passage] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    tokens: int = 0  # of the passages; tokenising the prompts of every group that is tried would take most of the time
+    longest: int = 0  # tokens of a prompt without passages
 
 
 def joined(
@@ -38,12 +40,22 @@ def joined(
     whole: list[_Group] = []
     waiting: dict[Style, list[_Group]] = {}
     for example in rng.sample(examples, len(examples)):
+        bare = counter.count_tokens(replace(example, passages=()).prompt)
+        own = counter.count_tokens(example.prompt) - bare
         groups = waiting.setdefault(example.style, [])
-        group = next((g for g in groups if _takes(g, example, counter, prompt_tokens)), None)
-        if group is None:
-            group = _Group()
+        for group in [*groups, _Group()]:
+            new = _new(group, example)
+            tokens = own
+            if len(new) < len(example.passages):
+                tokens = counter.count_tokens(replace(example, passages=tuple(new)).prompt) - bare
+            fits = group.tokens + tokens + max(bare, group.longest) <= prompt_tokens
+            if not group.examples or (fits and _may_see_each_other(group, example, new)):
+                break
+        if not group.examples:
             groups.append(group)
-        _add(group, example)
+        group.passages += new
+        group.examples.append(example)
+        group.tokens, group.longest = group.tokens + tokens, max(bare, group.longest)
         if len(group.examples) == most or len(groups) > OPEN:
             done = group if len(group.examples) == most else groups[0]
             groups.remove(done)
@@ -58,20 +70,16 @@ def groups_of(examples: Sequence[Example]) -> Iterator[list[int]]:
         yield list(group)
 
 
-def _takes(group: _Group, example: Example, counter: TokenCounter, prompt_tokens: int) -> bool:
-    together = [*group.examples, example]
-    passages = (*group.passages, *_new(group, example))
-    texts = "\n".join(f"{p.title}\n{p.text}" for p in passages)
-    for other in together:
-        if other.untold and not asks_verdict(other.untold) and contains_answer(texts, other.untold):
-            return False
-    longest = max(together, key=lambda e: len(e.question))
-    return counter.count_tokens(replace(longest, passages=passages).prompt) <= prompt_tokens
+def _may_see_each_other(group: _Group, example: Example, new: Sequence[Passage]) -> bool:
+    shown = [*group.passages, *new]
+    return not (_tell(shown, example) or any(_tell(new, other) for other in group.examples))
 
 
-def _add(group: _Group, example: Example) -> None:
-    group.passages += _new(group, example)
-    group.examples.append(example)
+def _tell(passages: Sequence[Passage], example: Example) -> bool:
+    """Tell whether passages hold what an example is not to be told."""
+    if not example.untold or asks_verdict(example.untold):
+        return False
+    return any(contains_answer(f"{p.title}\n{p.text}", example.untold) for p in passages)
 
 
 def _new(group: _Group, example: Example) -> list[Passage]:
