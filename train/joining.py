@@ -15,7 +15,7 @@ from edge_rag.interfaces import Passage, Style
 
 from .examples import Example, TokenCounter
 
-OPEN = 4  # groups that wait for fitting examples; then the oldest goes as it is
+OPEN = 16  # groups that wait for fitting examples; then the oldest goes as it is
 
 
 @dataclass(slots=True)
