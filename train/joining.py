@@ -22,8 +22,7 @@ OPEN = 16  # groups that wait for fitting examples; then the oldest goes as it i
 class _Group:
     passages: list[Passage] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
-    tokens: int = 0  # of the passages; tokenising the prompts of every group that is tried would take most of the time
-    longest: int = 0  # tokens of a prompt without passages
+    tokens: int = 0  # of passages and questions; tokenising the prompts of every group that is tried would take most time
 
 
 def joined(
@@ -31,8 +30,8 @@ def joined(
 ) -> list[Example]:
     """Join up to `most` examples of one style each, drawn from all sets; those of a group stand one after the other.
 
-    An example never comes to a question whose answer it tells though that is to abstain. Prompts may have up to
-    `prompt_tokens`.
+    An example never comes to a question whose answer it tells though that is to abstain. Passages and questions of a group may
+    have up to `prompt_tokens`.
     """
     if most == 1:
         return list(examples)
@@ -48,14 +47,14 @@ def joined(
             tokens = own
             if len(new) < len(example.passages):
                 tokens = counter.count_tokens(replace(example, passages=tuple(new)).prompt) - bare
-            fits = group.tokens + tokens + max(bare, group.longest) <= prompt_tokens
+            fits = group.tokens + bare + tokens <= prompt_tokens
             if not group.examples or (fits and _may_see_each_other(group, example, new)):
                 break
         if not group.examples:
             groups.append(group)
         group.passages += new
         group.examples.append(example)
-        group.tokens, group.longest = group.tokens + tokens, max(bare, group.longest)
+        group.tokens += bare + tokens
         if len(group.examples) == most or len(groups) > OPEN:
             done = group if len(group.examples) == most else groups[0]
             groups.remove(done)
