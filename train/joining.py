@@ -22,7 +22,9 @@ OPEN = 16  # groups that wait for fitting examples; then the oldest goes as it i
 class _Group:
     passages: list[Passage] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
-    tokens: int = 0  # of passages and questions; tokenising the prompts of every group that is tried would take most time
+    tokens: int = (
+        0  # of passages and questions; tokenising the prompts of every group that is tried would take most time
+    )
 
 
 def joined(
