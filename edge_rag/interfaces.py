@@ -16,6 +16,8 @@ import numpy.typing as npt
 # What a generator is asked for. sentence: what people read. words: what scores and small devices want. rationale: reasons first,
 # then the answer after a mark.
 Style = Literal["sentence", "words", "rationale"]
+Order = Literal["best-first", "both-ends"]  # of passages in a prompt
+Guess = Literal["never", "closed-book", "pseudo-passage"]  # how a generator is asked for what it knows by itself
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -118,6 +120,7 @@ class Answer:
     sentences: tuple[AnswerSentence, ...]
     citations: tuple[Citation, ...]
     draft: str  # what the generator said, where nothing in it is supported and `text` quotes the documents instead; else ""
+    guess: str  # what the generator says without the documents, where they do not hold the answer and a guess is wanted
     nearest: tuple[Citation, ...]  # what the documents say that is nearest to the question, whatever the answer says
     passages: tuple[Passage, ...]  # those that the generator was shown, in that order
     dropped: tuple[Passage, ...]  # those that were selected but did not fit the token budget
@@ -167,12 +170,21 @@ class VectorIndex(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Passages that a selector has chosen, and how sure it is of them."""
+
+    passages: tuple[Passage, ...]  # best first
+    confidence: float | None = None  # that they hold the answer, 0 to 1; None: the selector does not tell
+    threshold: float = 0.0  # of the confidence, below which to abstain
+
+
 class Selector(Protocol):
     """Choose and order the passages that the generator will see."""
 
     @property
     def name(self) -> str: ...
-    def select(self, question: str, passages: Sequence[Passage]) -> list[Passage]: ...
+    def select(self, question: str, passages: Sequence[Passage]) -> Selection: ...
 
 
 class Generator(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import platformdirs
 
 from edge_rag.errors import UsageError
-from edge_rag.interfaces import Style
+from edge_rag.interfaces import Guess, Order, Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,16 @@ class Settings:
     chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
     max_file_mb: int = 256  # larger files are reported, not read
     candidates: int = 40  # passages of lexical and of dense search, before they are fused; as many a selector scores
-    passages: int = 4  # passages that the selector keeps for the generator
+    passages: int = 4  # passages that are kept for the generator; a calibrated selector may keep fewer
+    order: Order = "best-first"  # in which the generator sees them; both-ends: the best last, the next best first
     context_tokens: int = 2048  # window of the generator: prompt and answer together
     answer_tokens: int = 160  # most tokens of an answer
     # what the generator is asked for: sentence, words, rationale (reasons first, not shown), or what it was trained for
     prompt: Style | Literal["trained"] = "trained"
     trusted_key: str = ""  # Ed25519 public key, hexadecimal or a PEM file: bundles that it did not sign are refused
     confidence: float = -1.0  # abstain below this probability, 0 to 1; -1: the calibrated threshold
+    # what the generator is asked where the documents do not hold the answer: for one from what it knows, or for a passage first
+    guess: Guess = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,11 @@ class Origin:
     source: str  # "flag --library", "EDGE_RAG_THREADS", the path of a config file, or "default"
 
 
-PROMPTS: tuple[str, ...] = ("trained", *get_args(Style))
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("trained", *get_args(Style)),
+    "order": get_args(Order),
+    "guess": get_args(Guess),
+}
 ENV_PREFIX = "EDGE_RAG_"
 # In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
 NOT_SETTINGS = {f"EDGE_RAG_{name}" for name in ("HOME", "DATA", "SIMD", "API_KEY", "TEST_CACHE")}
@@ -154,8 +161,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
         kind_name = {int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UsageError(f"{source}: {name} is {value!r} and must be {kind_name}", mend=f"correct {source}") from error
     low, high = _RANGES.get(name, (-inf, inf))
-    if name == "prompt" and converted not in PROMPTS:
-        raise UsageError(f"{source}: prompt is {value!r}", mend=f"use one of: {', '.join(PROMPTS)}")
+    if name in WORDS and converted not in WORDS[name]:
+        raise UsageError(f"{source}: {name} is {value!r}", mend=f"use one of: {', '.join(WORDS[name])}")
     if not isinstance(converted, str) and not low <= converted <= high:
         raise UsageError(f"{source}: {name} is {value} and must lie between {low} and {high}", mend=f"correct {source}")
     return converted

@@ -2,22 +2,27 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
-from edge_rag.answering import Assistant, KeepTop, OnnxSelector, Turn, retrieve
-from edge_rag.answering.selector import scored_text
+from edge_rag.answering import NOT_FOUND, Assistant, KeepTop, OnnxSelector, Turn, retrieve
+from edge_rag.answering.assistant import fit
+from edge_rag.answering.selector import AT_ONCE, both_ends, choose, scored_text
 from edge_rag.cli.commands import app
 from edge_rag.errors import ModelError, UsageError
-from edge_rag.interfaces import Passage, Selector
+from edge_rag.interfaces import Message, Passage, Selection, Selector
 from edge_rag.library import Library
 from edge_rag.models import open_scorer
-from edge_rag.models.selector import OnnxScorer
+from edge_rag.models.selector import Calibration, OnnxScorer
 from edge_rag.settings import Settings
+from edge_rag.testing import EchoGenerator
 
 QUESTION = "Who kept the light of Elmo Head?"
 FACTS = [
@@ -58,14 +63,14 @@ def test_the_best_by_score_are_kept_best_first_as_they_came(scorer: OnnxScorer) 
     assert wanted != passages and len(set(scores)) == len(scores)
     for n in (1, 3, 9):
         selector: Selector = OnnxSelector(lambda: scorer, n)
-        assert selector.select(QUESTION, passages) == wanted[:n]
-        assert selector.select(QUESTION, passages[::-1]) == wanted[:n]
+        assert selector.select(QUESTION, passages) == Selection(tuple(wanted[:n]))
+        assert selector.select(QUESTION, passages[::-1]) == Selection(tuple(wanted[:n]))
     assert selector.name == "judge"
 
 
 def test_of_equal_scores_the_search_has_the_last_word(scorer: OnnxScorer) -> None:
     twice = [passage(n, FACTS[n % 2]) for n in (3, 8, 1, 6, 5)]
-    kept = [p.chunk_id for p in OnnxSelector(lambda: scorer, 5).select(QUESTION, twice)]
+    kept = [p.chunk_id for p in OnnxSelector(lambda: scorer, 5).select(QUESTION, twice).passages]
     assert kept in ([3, 1, 5, 8, 6], [8, 6, 3, 1, 5])
 
 
@@ -79,7 +84,7 @@ def test_nothing_to_score_opens_nothing() -> None:
     def fail() -> OnnxScorer:
         raise AssertionError
 
-    assert OnnxSelector(fail, 3).select(QUESTION, []) == []
+    assert OnnxSelector(fail, 3).select(QUESTION, []) == Selection(())
 
 
 def test_an_assistant_scores_all_candidates_and_shows_as_many_as_are_set(
@@ -88,10 +93,10 @@ def test_an_assistant_scores_all_candidates_and_shows_as_many_as_are_set(
     settings = Settings(generator="extractive", confidence=0.0, threads=1, passages=2, selector=str(selector_folder))
     with Library.open(library_folder) as library:
         found = retrieve(library, QUESTION, len(FACTS), candidates=40).passages
-        wanted = OnnxSelector(lambda: scorer, 2).select(QUESTION, found)
-        assert len(found) == len(FACTS) and wanted != list(found[:2])
+        wanted = OnnxSelector(lambda: scorer, 2).select(QUESTION, found).passages
+        assert len(found) == len(FACTS) and wanted != found[:2]
         with Assistant(library, settings=settings) as assistant:
-            assert list(assistant.ask(QUESTION).passages) == wanted
+            assert assistant.ask(QUESTION).passages == wanted
         with Assistant(library, settings=replace(settings, candidates=2)) as assistant:
             shown = assistant.ask(QUESTION).passages  # two candidates, and two to keep: only their order is chosen
             assert {p.chunk_id for p in shown} == {p.chunk_id for p in found[:2]}
@@ -103,7 +108,7 @@ def test_a_follow_up_is_scored_with_the_question_that_it_follows(library_folder:
     asked: list[str] = []
 
     class Asked(KeepTop):
-        def select(self, question: str, passages: Sequence[Passage]) -> list[Passage]:
+        def select(self, question: str, passages: Sequence[Passage]) -> Selection:
             asked.append(question)
             return super().select(question, passages)
 
@@ -120,6 +125,137 @@ def test_a_question_that_leaves_no_room_is_one_clear_line(library_folder: Path, 
     settings = Settings(generator="extractive", selector=str(selector_folder), threads=1)
     with Library.open(library_folder) as library, pytest.raises(UsageError, match="ask a shorter question"):
         Assistant(library, settings=settings).ask("light " * 400)
+
+
+# --- what scores mean ---
+
+
+class Judge:
+    """A scorer whose scores stand in the texts."""
+
+    def __init__(self, **changes: float) -> None:
+        known = {"slope": 2.0, "bias": -4.0, "threshold": 0.4, "margin": 1.0, "settled": 9.0} | changes
+        self.calibration = Calibration(**known)
+        self.asked: list[int] = []
+
+    def score(self, question: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.asked.append(len(texts))
+        return np.array([float(text.rsplit(" ", 1)[1]) for text in texts], dtype=np.float32)
+
+
+def rated(*scores: float) -> list[Passage]:
+    return [passage(n, f"It is worth {score}") for n, score in enumerate(scores)]
+
+
+def chosen(judge: Judge, passages: Sequence[Passage], most: int) -> Selection:
+    return choose(judge, QUESTION, passages, most)  # type: ignore[arg-type]
+
+
+def test_what_comes_near_the_best_is_kept_and_no_more_than_wanted() -> None:
+    passages = rated(1.5, 3.0, 2.5, 2.0, 1.9)
+    found = chosen(Judge(), passages, 4)
+    assert [p.chunk_id for p in found.passages] == [1, 2, 3]
+    assert found.confidence == pytest.approx(1 / (1 + np.exp(-2))) and found.threshold == 0.4
+    assert [p.chunk_id for p in chosen(Judge(), passages, 2).passages] == [1, 2]
+    assert [p.chunk_id for p in chosen(Judge(margin=0.0), passages, 4).passages] == [1]
+
+
+def test_once_the_best_settles_it_the_rest_is_not_scored() -> None:
+    passages = rated(*[0.0] * 5, 9.5, *[0.0] * 30)
+    judge = Judge()
+    assert [p.chunk_id for p in chosen(judge, passages, 4).passages] == [5]
+    assert judge.asked == [AT_ONCE]
+    judge = Judge(settled=10.0)
+    chosen(judge, passages, 4)
+    assert sum(judge.asked) == len(passages)
+    judge = Judge()
+    chosen(judge, [*rated(*[0.0] * AT_ONCE), *passages], 4)
+    assert judge.asked == [AT_ONCE, AT_ONCE]
+
+
+def test_a_selector_that_can_tell_decides_whether_to_answer(library_folder: Path) -> None:
+    class Sure(KeepTop):
+        threshold = 0.4
+
+        def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+            return replace(super().select(question, passages), confidence=0.3, threshold=self.threshold)
+
+    with Library.open(library_folder) as library:
+        selector = Sure(2)
+
+        def abstains(**more: float) -> bool:
+            settings = Settings(generator="extractive", **more)  # type: ignore[arg-type]
+            answer = Assistant(library, settings=settings, selector=selector).ask(QUESTION)
+            assert answer.confidence == 0.3
+            return answer.abstained
+
+        assert abstains() and not abstains(confidence=0.0)
+        selector.threshold = 0.2
+        assert not abstains() and abstains(confidence=0.5)
+
+
+def test_a_calibration_that_is_torn_is_one_clear_line(selector_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(selector_folder, tmp_path / "judge")
+    manifest = json.loads((folder / "model.json").read_text())
+    known = {"slope": 1, "bias": 0, "threshold": 0.5, "margin": 2, "settled": 7}
+    (folder / "model.json").write_text(json.dumps(manifest | {"calibration": {"fp32": known}}))
+    assert open_scorer(str(folder)).calibration == Calibration(**known)
+    assert open_scorer(str(folder)).fingerprint == open_scorer(str(selector_folder)).fingerprint
+    del known["slope"]
+    (folder / "model.json").write_text(json.dumps(manifest | {"calibration": {"fp32": known}}))
+    with pytest.raises(ModelError, match=r"calibration in model.json is damaged.*edge-rag export selector"):
+        open_scorer(str(folder))
+    (folder / "model.json").write_text(json.dumps(manifest | {"calibration": "none"}))
+    with pytest.raises(ModelError, match=r"model.json is damaged"):
+        open_scorer(str(folder))
+
+
+def test_the_best_passages_may_stand_at_both_ends_of_those_that_fit() -> None:
+    passages = [passage(n, "light " * 50) for n in range(5)]
+    assert [p.chunk_id for p in both_ends(passages)] == [1, 3, 4, 2, 0]
+    assert both_ends(passages[:1]) == passages[:1] and both_ends([]) == []
+    room = EchoGenerator()
+    room.context_tokens = 250
+    prompt = fit(QUESTION, passages, room, 20, order="both-ends")
+    n = len(prompt.passages)
+    assert 1 < n < 5 and list(prompt.passages) == both_ends(passages[:n]) and list(prompt.dropped) == passages[n:]
+
+
+# --- what the model knows by itself ---
+
+
+class Knows(EchoGenerator):
+    def __init__(self, *said: str) -> None:
+        self.said, self.asked = list(said), list[str]()
+
+    def generate(self, messages: Sequence[Message], *, max_tokens: int) -> Iterator[str]:
+        self.asked.append(messages[-1].content)
+        yield self.said[len(self.asked) - 1]
+
+
+@pytest.mark.parametrize(
+    ("guess", "said", "guessed"),
+    [
+        ("never", [], ""),
+        ("closed-book", ["Ada Quill."], "Ada Quill."),
+        ("closed-book", ["I don't know."], ""),
+        ("pseudo-passage", ["Ada Quill kept it from 1871.", "Ada Quill."], "Ada Quill."),
+        ("pseudo-passage", ["N/A"], ""),
+    ],
+)
+def test_a_guess_is_made_when_it_is_wanted_and_is_no_answer(
+    guess: Any, said: list[str], guessed: str, library_folder: Path
+) -> None:
+    generator = Knows(*said)
+    with Library.open(library_folder) as library:
+        assistant = Assistant(library, settings=Settings(confidence=1.0, guess=guess), generator=generator)
+        answer = assistant.ask(QUESTION)
+    assert (answer.text, answer.abstained, answer.guess) == (NOT_FOUND, True, guessed)
+    assert not answer.citations and not answer.sentences
+    assert len(generator.asked) == len(said)
+    assert not any(fact in text for fact in FACTS for text in generator.asked)
+    if len(said) == 2:
+        assert said[0] in generator.asked[1]
 
 
 # --- the command ---

@@ -449,10 +449,7 @@ def command(method: str, encoder: Path, questions: Path, out: Path, *more: objec
 def relevant(encoder: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("relevance")
     done = edge_rag(*command("relevance", encoder, questions, folder / "run", "--epochs", 6), home=folder / "home")
-    assert (
-        f"to use it: edge-rag export onnx {folder / 'run' / 'model' / 'model'} -o selector --role selector"
-        in done.stdout
-    )
+    assert f"to use it: edge-rag export selector {folder / 'run'} -o selector" in done.stdout
     return folder / "run"
 
 
@@ -474,11 +471,15 @@ def test_the_command_that_it_names_makes_a_selector_of_it(
 ) -> None:
     # so small a model scores unrelated text nearly alike, so that rounding swaps it
     monkeypatch.setitem(onnx_parity.FLOORS, ("selector", "int8"), {"spearman": 0.8, "top5_overlap": 0.5})
-    quickly = ["--untimed", "--sample", typing.__file__]
-    edge_rag("export", "onnx", relevant / "model" / "model", "-o", tmp_path / "selector", "--role", "selector", *quickly,
-             home=tmp_path / "home")  # fmt: skip
+    monkeypatch.setattr("edge_rag.export.selector.FEWEST", 2)
+    done = edge_rag("export", "selector", relevant, "-o", tmp_path / "selector", "--untimed", home=tmp_path / "home")
+    assert "gold there or taken away, told apart (AUC)" in done.stdout
     scorer = OnnxScorer(tmp_path / "selector", threads=1)
-    assert (scorer.precision, scorer.max_tokens) == ("int8", 200)
+    assert (scorer.name, scorer.precision, scorer.max_tokens) == ("run", "int8", 200)
+    assert scorer.calibration is not None and 0 < scorer.calibration.threshold < 1
+    report = json.loads((tmp_path / "selector" / "parity.json").read_text())["calibration"]["int8"]
+    assert report["n_questions"] == len(read_groups(relevant, "dev")) and report["auroc"][0] > 0.5
+    assert edge_rag("export", "selector", relevant, "-o", tmp_path / "selector", home=tmp_path / "home", expect=2)
     first = 0
     groups = read_groups(relevant, "train")
     for group in groups:

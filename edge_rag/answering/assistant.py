@@ -13,12 +13,33 @@ from edge_rag.answering.cite import locate, quote
 from edge_rag.answering.extract import extract
 from edge_rag.answering.history import Turn, earlier_questions, retrieve_with_history
 from edge_rag.answering.nearest import Sentence, rank_sentences
-from edge_rag.answering.prompt import NOT_FOUND, answer_messages, answer_so_far, final_answer
+from edge_rag.answering.prompt import (
+    NOT_FOUND,
+    answer_messages,
+    answer_so_far,
+    closed_book_messages,
+    final_answer,
+    pseudo_passage,
+    pseudo_passage_messages,
+    says_nothing,
+)
 from edge_rag.answering.retrieve import Retrieval, retrieve
-from edge_rag.answering.selector import KeepTop, OnnxSelector
+from edge_rag.answering.selector import KeepTop, OnnxSelector, both_ends
 from edge_rag.documents import sentence_spans
 from edge_rag.errors import MissingExtraError, UsageError
-from edge_rag.interfaces import Answer, AnswerSentence, Citation, Generator, Message, Passage, Selector, Style, Timings
+from edge_rag.interfaces import (
+    Answer,
+    AnswerSentence,
+    Citation,
+    Generator,
+    Message,
+    Order,
+    Passage,
+    Selection,
+    Selector,
+    Style,
+    Timings,
+)
 from edge_rag.library import EVERYTHING, Filters, Library
 from edge_rag.models import locate_generator, locate_selector, open_generator, open_scorer
 from edge_rag.settings import Settings
@@ -75,18 +96,21 @@ class Assistant:
         found = self._retrieve(question, filters, history)
         clock.mark("retrieve")
         earlier = earlier_questions(question, history)
-        kept = self._selector.select(" ".join([*earlier, question]), found.passages)
-        if history:
-            kept = in_places_of(history[-1].answer.passages, kept)
+        selection = self._selector.select(" ".join([*earlier, question]), found.passages)
+        kept = selection.passages
+        order = self._settings.order
+        if history:  # what the generator has read already stays where it is
+            kept, order = tuple(in_places_of(history[-1].answer.passages, kept)), "best-first"
         clock.mark("select")
         sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
-        confidence = evidence.confidence(evidence.signals(question, kept, sentences, found.cosines), self._rule)
+        confidence, threshold = self._judge(question, selection, sentences, found)
         emit = clock.first_piece(on_text)
-        if kept and confidence >= self._threshold():
-            reply = self._reply(question, kept, sentences, earlier, emit)
+        if kept and confidence >= threshold:
+            reply = self._reply(question, kept, order, sentences, earlier, emit)
         else:
-            reply = _Reply(NOT_FOUND, Prompt((), 0, tuple(kept), ()))
+            reply = _Reply(NOT_FOUND, Prompt((), 0, kept, ()))
             emit(NOT_FOUND)
+        guess = self._guess(question) if reply.text == NOT_FOUND else ""
         clock.mark("generate")
         return Answer(
             text=reply.text,
@@ -95,6 +119,7 @@ class Assistant:
             sentences=tuple(reply.sentences),
             citations=tuple(reply.citations),
             draft=reply.draft,
+            guess=guess,
             nearest=tuple(quote(s) for s in sentences[:NEAREST]),
             passages=reply.prompt.passages,
             dropped=reply.prompt.dropped,
@@ -135,9 +160,34 @@ class Assistant:
             return retrieve_with_history(self._library, question, history, k, candidates=s.candidates, filters=filters)
         return retrieve(self._library, question, k, candidates=s.candidates, filters=filters)
 
-    def _threshold(self) -> float:
-        chosen = self._settings.confidence
-        return evidence.threshold(self._library.embedder, self._rule) if chosen < 0 else chosen
+    def _judge(
+        self, question: str, selection: Selection, ranked: Sequence[Sentence], found: Retrieval
+    ) -> tuple[float, float]:
+        """Return how likely the passages hold the answer, and from where on it is given: as the selector says, if it does."""
+        confidence, threshold = selection.confidence, selection.threshold
+        if confidence is None:
+            signals = evidence.signals(question, selection.passages, ranked, found.cosines)
+            confidence = evidence.confidence(signals, self._rule)
+            threshold = evidence.threshold(self._library.embedder, self._rule)
+        wanted = self._settings.confidence
+        return confidence, threshold if wanted < 0 else wanted
+
+    def _guess(self, question: str) -> str:
+        """Let the generator say what it knows without the documents, if that is wanted; "" where it does not know."""
+        if self._settings.guess == "never" or self._extractive:
+            return ""
+        style = self._style
+        messages = closed_book_messages(question, style=style)
+        if self._settings.guess == "pseudo-passage":
+            text = self._say(pseudo_passage_messages(question))
+            if says_nothing(text):
+                return ""
+            messages = answer_messages(question, [pseudo_passage(text)], style=style)
+        text = final_answer(self._say(messages), style)
+        return "" if says_nothing(text) else text
+
+    def _say(self, messages: Sequence[Message]) -> str:
+        return "".join(self.generator.generate(messages, max_tokens=self._settings.answer_tokens)).strip()
 
     def _answerer(self) -> str:
         """Name who answers. Does not open the generator: an abstention needs none."""
@@ -149,6 +199,7 @@ class Assistant:
         self,
         question: str,
         kept: Sequence[Passage],
+        order: Order,
         ranked: Sequence[Sentence],
         earlier: Sequence[str],
         emit: Callable[[str], None],
@@ -157,7 +208,7 @@ class Assistant:
         draft, prompt = "", Prompt((), 0, tuple(kept), ())
         if not self._extractive:
             s = self._settings
-            prompt = fit(question, kept, self.generator, s.answer_tokens, earlier, style=self._style)
+            prompt = fit(question, kept, self.generator, s.answer_tokens, earlier, style=self._style, order=order)
             draft = self._generate(prompt, emit)
             sentences, citations = locate(question, draft, prompt.passages)
             if _is_near(citations, ranked):
@@ -247,14 +298,16 @@ def fit(
     earlier: Sequence[str] = (),
     *,
     style: Style = "sentence",
+    order: Order = "best-first",
 ) -> Prompt:
-    """Build the prompt from as many of the passages, best first, as leave room for the answer."""
+    """Build the prompt from as many of the passages, given best first, as leave room for the answer."""
     budget = generator.context_tokens - answer_tokens
     for n in range(len(passages), 0, -1):
-        messages = answer_messages(question, passages[:n], earlier, style=style)
+        shown = both_ends(passages[:n]) if order == "both-ends" else passages[:n]
+        messages = answer_messages(question, shown, earlier, style=style)
         tokens = generator.count_tokens(messages)
         if tokens <= budget:
-            return Prompt(messages, tokens, tuple(passages[:n]), tuple(passages[n:]))
+            return Prompt(messages, tokens, tuple(shown), tuple(passages[n:]))
     raise UsageError(
         f"not even one passage fits: the question and the best passage need {tokens} tokens, and {budget} are free",
         mend="ask a shorter question or raise context_tokens",

@@ -55,6 +55,13 @@ def pseudo_passage_messages(question: str) -> list[Message]:
     return [Message("system", CLOSED_BOOK_SYSTEM), Message("user", task)]
 
 
+def pseudo_passage(text: str) -> Passage:
+    """Return what the generator has written as a passage that can be shown: it stands in no document."""
+    return Passage(
+        chunk_id=-1, document_id=-1, document="", title="", heading="", page=None, start=0, end=len(text), text=text, score=0.0
+    )  # fmt: skip
+
+
 def says_nothing(pseudo_passage: str) -> bool:
     """Tell whether the generator says that it does not know."""
     return NOT_FOUND in pseudo_passage or _UNKNOWN.match(pseudo_passage) is not None

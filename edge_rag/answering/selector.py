@@ -5,12 +5,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_rag.documents import embedding_text
-from edge_rag.interfaces import Passage
+from edge_rag.interfaces import Passage, Selection
 
 if TYPE_CHECKING:
     from edge_rag.models.selector import OnnxScorer
+
+# Passages that are scored before the selector looks whether the best one settles it. A multiple of usual numbers of cores.
+AT_ONCE = 8
 
 
 class KeepTop:
@@ -21,12 +25,15 @@ class KeepTop:
     def __init__(self, n: int) -> None:
         self._n = n
 
-    def select(self, question: str, passages: Sequence[Passage]) -> list[Passage]:
-        return list(passages[: self._n])
+    def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+        return Selection(tuple(passages[: self._n]))
 
 
 class OnnxSelector:
-    """Keep the n that a cross-encoder scores best, best first. It is opened when there is something to score."""
+    """Keep at most n of those that a cross-encoder scores best, best first. It is opened when there is something to score.
+
+    A calibrated one keeps only what comes near the best, tells how sure it is, and scores no more passages once it is sure.
+    """
 
     def __init__(self, open_scorer: Callable[[], "OnnxScorer"], n: int) -> None:
         self._open, self._n = open_scorer, n
@@ -35,18 +42,40 @@ class OnnxSelector:
     def name(self) -> str:
         return self._scorer.name
 
-    def select(self, question: str, passages: Sequence[Passage]) -> list[Passage]:
-        return best_first(self._scorer, question, passages)[: self._n] if passages else []
+    def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+        return choose(self._scorer, question, passages, self._n) if passages else Selection(())
 
     @cached_property
     def _scorer(self) -> "OnnxScorer":
         return self._open()
 
 
-def best_first(scorer: "OnnxScorer", question: str, passages: Sequence[Passage]) -> list[Passage]:
-    """Sort passages by their scores; equal ones stay in the order of the search. Their own `score` is still the search's."""
-    scores = scorer.score(question, [scored_text(passage) for passage in passages])
-    return [passages[i] for i in np.argsort(-scores, kind="stable")]
+def choose(scorer: "OnnxScorer", question: str, passages: Sequence[Passage], most: int) -> Selection:
+    """Choose at most so many passages. Equal scores stay in the order of the search, and `score` is still the search's."""
+    known = scorer.calibration
+    texts = [scored_text(passage) for passage in passages]
+    if known is None:
+        ranked, _ = _best_first(scorer.score(question, texts), passages)
+        return Selection(tuple(ranked[:most]))
+    scores = np.empty(0, dtype=np.float32)
+    while len(scores) < len(texts) and scores.max(initial=-np.inf) < known.settled:
+        more = scorer.score(question, texts[len(scores) : len(scores) + AT_ONCE])
+        scores = np.concatenate([scores, more])
+    ranked, ordered = _best_first(scores, passages)
+    near = int((ordered >= ordered[0] - known.margin).sum())
+    return Selection(tuple(ranked[: min(most, near)]), known.confidence(float(ordered[0])), known.threshold)
+
+
+def _best_first(
+    scores: npt.NDArray[np.float32], passages: Sequence[Passage]
+) -> tuple[list[Passage], npt.NDArray[np.float32]]:
+    order = np.argsort(-scores, kind="stable")
+    return [passages[i] for i in order], scores[order]
+
+
+def both_ends(passages: Sequence[Passage]) -> list[Passage]:
+    """Put the best passages at both ends, the best one last, beside the question: models overlook most what stands in between."""
+    return [*passages[1::2], *passages[::2][::-1]]
 
 
 def scored_text(passage: Passage) -> str:

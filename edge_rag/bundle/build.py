@@ -232,6 +232,7 @@ def _manifest(
         selector=scorer.name if scorer else "",
         selector_fingerprint=scorer.fingerprint if scorer else "",
         passages=settings.passages,
+        order=settings.order,
         candidates=settings.candidates,
         context_tokens=settings.context_tokens,
         answer_tokens=settings.answer_tokens,

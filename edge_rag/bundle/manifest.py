@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from edge_rag.bundle.container import FORMAT, MANIFEST_NAME, Entry, Trailer, broken, directory_size, place
 from edge_rag.errors import IntegrityError
-from edge_rag.interfaces import Style
+from edge_rag.interfaces import Order, Style
 
 Role = Literal["generator", "adapter", "library", "index", "embedder", "selector", "licence", "sbom"]
 GENERATOR_NAME = "generator.gguf"
@@ -25,7 +25,12 @@ ONE_OF_EACH: tuple[Role, ...] = ("generator", "adapter", "library", "index", "sb
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, with any suffix
-_FIRST = {"prompt": "sentence", "selector": "", "selector_fingerprint": ""}  # what the first bundles do not say
+_FIRST = {
+    "prompt": "sentence",
+    "selector": "",
+    "selector_fingerprint": "",
+    "order": "best-first",
+}  # what the first bundles do not say
 _LONGEST_NAME = 200
 _MOST_PARTS = 1000
 
@@ -50,7 +55,8 @@ class Manifest:
     embedder_fingerprint: str
     selector: str  # its name; "": passages in the order of the search
     selector_fingerprint: str
-    passages: int  # these six as in Settings
+    passages: int  # these seven as in Settings
+    order: str
     candidates: int
     context_tokens: int
     answer_tokens: int
@@ -151,6 +157,8 @@ def _check(manifest: Manifest, manifest_size: int, trailer: Trailer, file_size: 
         raise ValueError("its generator has no name")
     if manifest.prompt not in get_args(Style):
         raise ValueError(f"its prompt is {manifest.prompt!r}"[:200])
+    if manifest.order not in get_args(Order):
+        raise ValueError(f"its order is {manifest.order!r}"[:200])
     entries = manifest.entries(manifest_size)
     places = [entry.offset for entry in entries]
     if places != [*(part.offset for part in parts if part is not head), trailer.manifest_offset]:

@@ -19,7 +19,7 @@ from edge_rag.bundle.container import TRAILER_BYTES, Trailer, broken, read_trail
 from edge_rag.bundle.manifest import EMBEDDER_FOLDER, SELECTOR_FOLDER, Manifest, Part, Role, from_json
 from edge_rag.bundle.proof import extracted, prove, state_of
 from edge_rag.errors import IntegrityError, LibraryError, ModelError
-from edge_rag.interfaces import Embedder, Generator, Message, Style
+from edge_rag.interfaces import Embedder, Generator, Message, Order, Style
 from edge_rag.library import Library, schema
 from edge_rag.models import has_llama_cpp
 from edge_rag.settings import Settings
@@ -89,7 +89,7 @@ class Bundle:
         m = self.manifest
         return replace(
             base or Settings(), generator=m.generator, lora="", selector=m.selector, passages=m.passages,
-            candidates=m.candidates, context_tokens=m.context_tokens, answer_tokens=m.answer_tokens,
+            order=cast(Order, m.order), candidates=m.candidates, context_tokens=m.context_tokens, answer_tokens=m.answer_tokens,
             prompt=cast(Style, m.prompt), confidence=m.confidence,
         )  # fmt: skip
 

@@ -221,6 +221,7 @@ def answer_json(answer: "Answer") -> dict[str, object]:
         ],
         "sentences": answer.sentences,
         "draft": answer.draft,
+        "guess": answer.guess,
         "nearest": [{f: getattr(c, f) for f in ("document", "page", "start", "end", "quote")} for c in answer.nearest],
         "passages": [{f: getattr(p, f) for f in passage} for p in answer.passages],
         "dropped": [{f: getattr(p, f) for f in passage} for p in answer.dropped],
@@ -240,6 +241,8 @@ def print_answer(answer: "Answer") -> None:
     for sentence in answer.sentences:
         if not sentence.supported:
             print(f"  [!] no passage says this: {' '.join(sentence.text.split())}")
+    if answer.guess:
+        print(f"  [!] without the documents, the model says: {' '.join(answer.guess.split())}")
     if answer.abstained and answer.nearest:
         nearest = answer.nearest[0]
         print(f"  nearest: {_place(nearest.document, nearest.page)}: {_quoted(nearest)}")

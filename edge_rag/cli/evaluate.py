@@ -58,7 +58,10 @@ def run(
         str,
         typer.Option(help="keep-top; oracle, which knows the gold; or an exported one's folder.", metavar="NAME|DIR"),
     ] = "keep-top",
-    keep: Annotated[int, typer.Option(help="Passages that the selector keeps; 0: all.", min=0)] = 0,
+    keep: Annotated[int, typer.Option(help="Most passages that the selector keeps; 0: all.", min=0)] = 0,
+    order: Annotated[
+        str, typer.Option(help="best-first, or both-ends: the best one last, the next best first.", metavar="ORDER")
+    ] = "best-first",
     answer_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1, max=4096)] = 64,
     context_tokens: Annotated[int, typer.Option(help="Prompt and answer together.", min=256)] = 4096,
     timed: Annotated[int, typer.Option(help="Questions asked again one at a time, for their time.", min=0)] = 5,
@@ -83,6 +86,7 @@ def run(
         one_of("--search", search, ("fused", "dense", "lexical")),
         selector,
         keep,
+        one_of("--order", order, ("best-first", "both-ends")),
         who.style if settings.prompt == "trained" else settings.prompt,
         answer_tokens,
         seed,

@@ -144,6 +144,7 @@ def lora(
 
 
 app.command()(export_onnx.onnx)
+app.command()(export_onnx.selector)
 
 
 def _style(prompt: str | None) -> Any:

@@ -53,6 +53,64 @@ def onnx(
         _print(report)
 
 
+def selector(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of a run of train gain, radio or relevance.", metavar="RUN")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new.", metavar="DIR")],
+    precision: Annotated[
+        str, typer.Option(help="int8, fp32, or both: each machine takes the one that suits it.", metavar="PRECISION")
+    ] = "int8",
+    name: Annotated[str, typer.Option(help="Name of the selector. [default: that of the run]", metavar="NAME")] = "",
+    passages: Annotated[
+        int,
+        typer.Option(
+            help="Most passages that it is to keep. [default: as the settings say]", min=0, show_default=False
+        ),
+    ] = 0,
+    timed: Annotated[
+        bool, typer.Option("--timed/--untimed", help="Measure how fast original and export are on this processor.")
+    ] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Write a trained selector as ONNX, and find out on the run's dev questions what its scores mean.
+
+    From then on it keeps as many passages as come near the best one, tells when the documents do not hold the answer, and
+    leaves candidates alone once it is sure. The folder is for --selector of ask, chat, eval and bundle build.
+
+    Example: edge-rag export selector ./gain -o ./selector
+    """
+    check_extras()
+    from edge_rag.export.selector import export_selector
+
+    settings = settings_of(context)
+    report = export_selector(
+        run, out, precision=precision, name=name, most=passages or settings.passages, timed=timed,
+        threads=settings.threads, progress=progress_of(context),
+    )  # fmt: skip
+    if json:
+        print_json(report)
+        return
+    _print(report)
+    for each, found in report["calibration"].items():
+        print(f"  {each}, calibrated on {found['n_questions']} dev questions, at most {found['most']} passages kept")
+        for key, label in _CALIBRATED.items():
+            value, *bounds = found[key] if isinstance(found[key], list) else [found[key]]
+            print(f"  {label:44}{value:10}" + ("   ({} to {})".format(*bounds) if bounds else ""))
+
+
+_CALIBRATED = {
+    "auroc": "gold there or taken away, told apart (AUC)",
+    "threshold": "threshold of the confidence",
+    "wrongly_refused": "refused though gold is there",
+    "wrongly_answered": "answered though it is not",
+    "margin": "margin to the best score",
+    "gold_in_best": "all gold among the best",
+    "gold_kept": "all gold within the margin",
+    "mean_kept": "passages kept, mean",
+    "settled_early": "settled by the first candidates",
+}
+
+
 def check_extras() -> None:
     from importlib.util import find_spec
 

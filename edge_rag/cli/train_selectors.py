@@ -273,4 +273,4 @@ def _report_selector(fitted: Any, out: Path, json: bool) -> None:
         return
     print_loss(fitted)
     print(f"{out / 'model' / 'model'}: what was trained; {out / 'page.html'}: how it went")
-    print(f"to use it: edge-rag export onnx {out / 'model' / 'model'} -o selector --role selector")
+    print(f"to use it: edge-rag export selector {out} -o selector")

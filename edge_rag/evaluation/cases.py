@@ -10,11 +10,11 @@ from edge_rag.answering import evidence
 from edge_rag.answering.assistant import TokenCounter, fit
 from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import closed_book_messages
-from edge_rag.answering.selector import best_first
+from edge_rag.answering.selector import choose
 from edge_rag.evaluation.arms import Arm, Shown, decoys_of, others_of, passages_of
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
 from edge_rag.evaluation.retrieval import How, search_corpus
-from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
+from edge_rag.interfaces import Embedder, Message, Order, Passage, Progress, Selection, Style
 from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
@@ -44,6 +44,7 @@ class Choice:
     search: How = "fused"
     selector: str = "keep-top"  # one of SELECTORS, or a folder
     keep: int = 0  # passages that the selector keeps; 0: all
+    order: Order = "best-first"
     prompt: Style = "sentence"
     answer_tokens: int = 64
     seed: int = 0
@@ -124,29 +125,35 @@ def _case(
     if not shown.passages:
         messages = closed_book_messages(question.question, style=choice.prompt)
         return Case(question, shown.answerable, (), (), found, (), None, messages)
-    kept = select(choice, question, shown.passages, scorer)
-    passages = [as_passage(n, passage) for n, passage in enumerate(kept)]
-    prompt = fit(question.question, passages, counter, choice.answer_tokens, style=choice.prompt)
-    kept, fitting = kept[: len(prompt.passages)], prompt.passages
+    selection = select(choice, question, shown.passages, scorer)
+    prompt = fit(
+        question.question, selection.passages, counter, choice.answer_tokens, style=choice.prompt, order=choice.order
+    )
+    fitting = prompt.passages
+    kept = tuple(shown.passages[p.chunk_id] for p in fitting)
     cosines = embedder.embed([f"{p.title}\n{p.text}" for p in fitting]) @ vector
     sentences = rank_sentences(question.question, fitting, vector, embedder)
-    signals = evidence.signals(question.question, fitting, sentences, dict(enumerate(cosines.tolist())))
+    confidence = selection.confidence
+    if confidence is None:
+        similar = {p.chunk_id: cosine for p, cosine in zip(fitting, cosines.tolist(), strict=True)}
+        confidence = evidence.confidence(evidence.signals(question.question, fitting, sentences, similar))
     return Case(
-        question, shown.answerable, tuple(kept), fitting, found, tuple(sentences), evidence.confidence(signals),
-        prompt.messages,
+        question, shown.answerable, kept, fitting, found, tuple(sentences), confidence, prompt.messages,
     )  # fmt: skip
 
 
 def select(
     choice: Choice, question: Question, passages: Sequence[SetPassage], scorer: OnnxScorer | None = None
-) -> list[SetPassage]:
+) -> Selection:
     """Choose as the selector would. The oracle knows which passages hold the answer, and keeps no other while there is one."""
+    numbered = [as_passage(number, passage) for number, passage in enumerate(passages)]
+    most = choice.keep or len(numbered)
     if scorer is not None:
-        numbered = [as_passage(number, passage) for number, passage in enumerate(passages)]
-        passages = [passages[p.chunk_id] for p in best_first(scorer, question.question, numbered)]
+        return choose(scorer, question.question, numbered, most)
     if choice.selector == "oracle":
-        passages = [p for p in passages if p.gold or p.id in question.gold_ids] or passages
-    return list(passages[: choice.keep or None])
+        known = [n for n, p in zip(numbered, passages, strict=True) if p.gold or p.id in question.gold_ids]
+        numbered = known or numbered
+    return Selection(tuple(numbered[:most]))
 
 
 def as_passage(number: int, passage: SetPassage) -> Passage:

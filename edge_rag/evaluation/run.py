@@ -73,6 +73,8 @@ def evaluate(
     configs = dict[Arm, dict[str, Any]]()
     named = plan.choice.selector in SELECTORS
     scorer = None if named else open_scorer(plan.choice.selector, threads=settings.threads)
+    known = scorer.calibration if scorer else None
+    threshold = known.threshold if known else evidence.threshold(embedder)
     with ExitStack() as locks:
         for arm, folder in arms.items():
             make_folder(folder)
@@ -84,9 +86,7 @@ def evaluate(
             with closing(open_answerer(plan.who)) as answerer:
                 cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress, scorer)
                 for arm in open_arms:
-                    spent = _answer(
-                        arms[arm], configs[arm], cases[arm], answerer, plan, evidence.threshold(embedder), progress
-                    )
+                    spent = _answer(arms[arm], configs[arm], cases[arm], answerer, plan, threshold, progress)
                     _finish(arms[arm], arm, cases[arm], plan, spent, progress)
     return [read_run(folder) for folder in arms.values()]
 
@@ -115,6 +115,7 @@ def _config(
         "context_tokens": who.context_tokens,
         **asdict(choice),
         **({"selector_sha256": scorer.fingerprint} if scorer else {}),
+        **({"calibration": asdict(scorer.calibration)} if scorer and scorer.calibration else {}),
         "prompt_version": PROMPT_VERSION,
         "edge_rag": version("edge-rag"),
         "timed": plan.timed,

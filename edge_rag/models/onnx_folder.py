@@ -41,6 +41,7 @@ class OnnxFolder:
     max_tokens: int  # of one run, special tokens included
     dim: int  # of a vector; 0 for a selector
     hashes: Mapping[str, str]  # sha256 of each file
+    calibration: Mapping[str, Mapping[str, float]]  # of a selector, for each precision that has one
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -94,8 +95,10 @@ def read_folder(files: Files, role: str) -> OnnxFolder:
             found["max_tokens"],
             found.get("dim", 0),
             found["files"],
+            found.get("calibration", {}),
         )
         typed = [(folder.name, str), (folder.max_tokens, int), (folder.dim, int), (folder.hashes, dict)]
+        typed += [(folder.calibration, dict)]
         if not all(isinstance(value, kind) for value, kind in typed) or not folder.precisions:
             raise ValueError("a value of the wrong type, or no graph")
         if folder.role == "embedder" and not folder.dim:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edge_rag.answering import evidence
 from edge_rag.answering.nearest import rank_sentences
 from edge_rag.evaluation.figures import Figure, interval
+from edge_rag.evaluation.logistic import equal_error, fit_logistic
 from edge_rag.evaluation.question_sets import Question, is_dev, load_set, read_rows
 from edge_rag.evaluation.retrieval import library_of_set, search_set
 from edge_rag.interfaces import Embedder, Passage, Progress
@@ -51,9 +52,12 @@ def fit(examples: Sequence[Example]) -> Fit:
     """Fit weights and threshold on train examples, measure on dev ones."""
     train = [e for e in examples if not e.dev]
     dev = [e for e in examples if e.dev]
-    weights = _logistic(_matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train]))
+    weights = fit_logistic(
+        _matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train])
+    )
     train_scores, dev_scores = _scores(weights, train), _scores(weights, dev)
-    threshold = _equal_error(
+    # The other kinds are left out: a threshold that refused most of them would refuse every second good question, too.
+    threshold = equal_error(
         train_scores[[e.kind == "answerable" for e in train]], train_scores[[e.kind == "foreign" for e in train]]
     )
     rates = []
@@ -135,35 +139,8 @@ def _balance(groups: Sequence[str]) -> npt.NDArray[np.float64]:
     return (len(groups) / (len(names) * counts))[index]
 
 
-def _logistic(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.bool_], weight: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Fit by Newton's method with a light ridge, which four signals and thousands of rows hardly feel."""
-    w = np.zeros(x.shape[1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ w)))
-        gradient = x.T @ (weight * (p - y)) + 1e-2 * w
-        hessian = (x.T * (weight * p * (1 - p))) @ x + 1e-2 * np.eye(len(w))
-        step = np.linalg.solve(hessian, gradient)
-        w -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    return w
-
-
 def _scores(weights: npt.NDArray[np.float64], examples: Sequence[Example]) -> npt.NDArray[np.float64]:
     return np.asarray(1 / (1 + np.exp(-(_matrix(examples) @ weights))))
-
-
-def _equal_error(answerable: npt.NDArray[np.float64], foreign: npt.NDArray[np.float64]) -> float:
-    """Return the threshold that refuses as large a share of the answerable as it lets through of the foreign.
-
-    The other kinds are left out on purpose: a threshold that refused most of them would refuse every second good question too.
-    """
-    candidates = np.unique(np.concatenate([answerable, foreign]))
-    refused = np.array([(answerable < t).mean() for t in candidates])
-    answered = np.array([(foreign >= t).mean() for t in candidates])
-    return float(candidates[np.argmin(np.abs(refused - answered))])
 
 
 def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:

@@ -13,7 +13,7 @@ from edge_rag.answering import Assistant, KeepTop
 from edge_rag.errors import UsageError
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, ratios, surroundings
 from edge_rag.evaluation.processes import fresh_process, memory_of
-from edge_rag.interfaces import Generator, Message, Passage, Progress, Style
+from edge_rag.interfaces import Generator, Message, Passage, Progress, Selection, Style
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 
@@ -110,7 +110,7 @@ def ask_three(path: Path, settings: Settings, questions: Sequence[str]) -> Round
             assistant = Assistant(library, settings=settings, generator=watch, selector=pin)
             first = assistant.ask(questions[0])
             second = assistant.ask(questions[1])
-            pin.passages = []
+            pin.first = Selection(())
             other = assistant.ask(questions[2])
             answers = (first, second, other)
             return Round(
@@ -130,11 +130,11 @@ class _Pin:
 
     def __init__(self, n: int) -> None:
         self._keep = KeepTop(n)
-        self.passages: list[Passage] = []
+        self.first = Selection(())
 
-    def select(self, question: str, passages: Sequence[Passage]) -> list[Passage]:
-        self.passages = self.passages or self._keep.select(question, passages)
-        return self.passages
+    def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+        self.first = self.first if self.first.passages else self._keep.select(question, passages)
+        return self.first
 
 
 @dataclass(slots=True)
