@@ -99,11 +99,11 @@ CASES: dict[str, tuple[list[str], int]] = {
     "export hf": (["{home}/tiny.gguf", "-o", "{home}/tiny-back", "--json"], 0),
     "export lora": (["{home}/tiny-lora", "-o", "{home}/tiny-lora.gguf", "--untimed"], 0),
 }
-# Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes; `train rose` and `train gain` run
-# `export gguf`, and train as `train supervised` and `train radio` do, as `train relevance` does; `export selector` runs
-# `export onnx`, and wants more questions than there are here.
+# Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes; `train rose`, `train gain` and
+# `train dro` run `export gguf`, and train as `train supervised` and `train radio` do, as `train relevance` does;
+# `export selector` runs `export onnx`, and wants more questions than there are here.
 NOT_RUN = {
-    "models pull", "export selector", "train rose run", "train rose inspect", "train gain", "train relevance",
+    "models pull", "export selector", "train rose run", "train rose inspect", "train gain", "train relevance", "train dro",
     "bench ingest", "bench ask", "bench answers", "bench abstain", "bench extract", "bench search", "bench index",
     "bench training",
 }  # fmt: skip

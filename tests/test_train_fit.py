@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 from edge_rag.train import losses
-from edge_rag.train.answers import Row, answer_logps, answer_losses, sharing_prompt, usual_lengths, weighed
+from edge_rag.train.answers import (
+    Row,
+    answer_logps,
+    answer_losses,
+    answers_loss,
+    sharing_prompt,
+    usual_lengths,
+    weighed,
+)
 from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,7 +183,7 @@ def test_questions_that_share_a_prompt_are_learnt_as_if_each_was_alone() -> None
 
     def learnt(rows: list[Row]) -> tuple[list[float], list[Any]]:
         logps, mask = answer_logps(network, rows, pad=0)
-        loss = losses.answers_nll(logps, mask, usual_lengths(rows, logps))
+        loss, _ = answers_loss(logps, mask, rows)
         network.zero_grad()
         loss.sum().backward()
         return loss.tolist(), gradients(network)
@@ -186,6 +194,13 @@ def test_questions_that_share_a_prompt_are_learnt_as_if_each_was_alone() -> None
     for own, *others in zip(gradient, *(each for _, each in singly), strict=True):
         expected = sum(other / len(rows) for other, rows in zip(others, alone, strict=True))
         assert torch.allclose(own, expected, atol=1e-5)
+
+
+def test_answers_count_by_their_weights() -> None:
+    logps = torch.tensor([[[-1.0, -3.0], [-2.0, 0.0], [0.0, 0.0]], [[-5.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    rows = [Row((1,), ((5, 5), (5,)), weights=(0.75, 0.25)), Row((1,), ((5,),))]
+    assert answers_loss(logps, mask, rows)[0].tolist() == [(0.75 * 4 + 0.25 * 2) / 2, 5.0]
 
 
 def test_prompts_that_begin_with_one_another_share_all_but_a_token() -> None:

@@ -20,6 +20,7 @@ from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.interfaces import Progress, Style
 from edge_rag.models.prompt_style import prompt_fields, write_note
 
+from . import losses
 from .fit import Fitted, Fitting, Losses, fit_stage
 from .run import TrainingRun
 from .trainable import Trainable
@@ -33,6 +34,7 @@ class Row:
     answers: tuple[tuple[int, ...], ...]
     asked: tuple[tuple[int, ...], ...] = ()  # the rest of each answer's prompt, where they differ
     reference: tuple[float, ...] = ()  # log-probability of each answer before training, for losses that want it
+    weights: tuple[float, ...] = ()  # of the answers, where they do not count alike
     usual: float = 0.0  # tokens that the first of such answers usually has (see weighed); 0: as many as this one
 
     @property
@@ -76,6 +78,20 @@ def usual_lengths(rows: Sequence[Row], like: Tensor) -> Tensor:
     return torch.tensor([row.usual or len(row.answers[0]) for row in rows], dtype=like.dtype, device=like.device)
 
 
+def answer_weights(rows: Sequence[Row], like: Tensor) -> Tensor:
+    """Return how much each answer counts, (rows, answers); where a row does not say so, alike, and together 1."""
+    weights = torch.zeros(len(rows), max(len(row.answers) for row in rows), dtype=like.dtype, device=like.device)
+    for n, row in enumerate(rows):
+        k = len(row.answers)
+        weights[n, :k] = torch.tensor(row.weights or [1 / k] * k, dtype=like.dtype)
+    return weights
+
+
+def answers_loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Likelihood of all answers of a row, by their weights."""
+    return losses.answers_nll(logps, mask, usual_lengths(rows, logps), answer_weights(rows, logps)), {}
+
+
 def fit_to_answers(
     run: TrainingRun,
     name: str,
@@ -92,8 +108,8 @@ def fit_to_answers(
     def save(folder: Path) -> None:
         write_note(model.save(folder), prompt_fields(style, PROMPT_VERSION))
 
-    losses = answer_losses(loss, pad=model.pad, prompt_loss=fitting.prompt_loss)
-    return fit_stage(run, name, inputs, model.network, rows, losses, fitting, save, progress)
+    computed = answer_losses(loss, pad=model.pad, prompt_loss=fitting.prompt_loss)
+    return fit_stage(run, name, inputs, model.network, rows, computed, fitting, save, progress)
 
 
 def answer_losses(loss: Loss, *, pad: int, prompt_loss: bool = False) -> Losses[Row]:
@@ -101,12 +117,12 @@ def answer_losses(loss: Loss, *, pad: int, prompt_loss: bool = False) -> Losses[
 
     def compute(model: Any, piece: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
         logps, mask, prompts = _logps(model, piece, pad, with_prompts=prompt_loss)
-        losses, figures = loss(logps, mask, piece)
+        found, figures = loss(logps, mask, piece)
         if prompt_loss:
             n_prompt = torch.tensor([len(row.prompt) - 1 for row in piece], device=logps.device)
             answer, n_answer = (logps * mask)[:, 0].sum(-1), mask[:, 0].sum(-1)
-            losses = losses + answer / usual_lengths(piece, logps) - (prompts + answer) / (n_prompt + n_answer)
-        return losses, figures
+            found = found + answer / usual_lengths(piece, logps) - (prompts + answer) / (n_prompt + n_answer)
+        return found, figures
 
     return compute
 

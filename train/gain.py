@@ -32,7 +32,7 @@ from edge_rag.errors import UsageError
 from edge_rag.evaluation.cases import as_passage
 from edge_rag.evaluation.question_sets import Part, SetPassage
 from edge_rag.evaluation.run_folder import content_key, file_hashes
-from edge_rag.evaluation.scoring import asks_verdict, score_text, squad_words
+from edge_rag.evaluation.scoring import asks_verdict, score_text
 from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
 from edge_rag.settings import Settings
 
@@ -64,7 +64,6 @@ Kind = Literal["contrastive", "plain"]
 GENERATOR, WRITTEN, GAINS = "generator", "written", "gains"
 PSEUDO = "written by the generator"  # instead of a passage's id
 PSEUDO_TOKENS, ANSWER_TOKENS = 160, 24
-MOST_ANSWERS = 8  # accepted ones that are scored: some questions have dozens of aliases
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +283,8 @@ class _Valuing:
         return [*messages, Message("assistant", ANSWER_MARK)] if self.gain.style == "rationale" else messages
 
     def given(self, asked: Asked) -> list[str]:
-        """Return the accepted answers that are scored, those that differ in more than case and punctuation."""
-        distinct = {" ".join(squad_words(answer)): answer for answer in reversed(asked.answers)}
         space = " " if self.gain.style == "rationale" else ""
-        return [space + answer for answer in [*distinct.values()][::-1][:MOST_ANSWERS]]
+        return [space + answer for answer in asked.distinct_answers]
 
     def answers(self, model: LanguageModel, what: str, prompts: list[list[Message]], max_tokens: int) -> list[str]:
         samples = sample_once(

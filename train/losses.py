@@ -35,9 +35,9 @@ def answer_nll(logps: Tensor, mask: Tensor, usual: Tensor | None = None) -> Tens
     return -sum_logps(logps, mask)[:, 0] / lengths
 
 
-def answers_nll(logps: Tensor, mask: Tensor, usual: Tensor) -> Tensor:
-    """The same of a row whose answers are all right: the mean over them."""
-    return -sum_logps(logps, mask).sum(-1) / usual / mask.any(-1).sum(-1)
+def answers_nll(logps: Tensor, mask: Tensor, usual: Tensor, weights: Tensor) -> Tensor:
+    """The same of rows whose answers are all to be likely, by their weights: (rows, answers)."""
+    return -(sum_logps(logps, mask) * weights).sum(-1) / usual
 
 
 def log_odds_ratio(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from edge_rag.evaluation.cases import as_passage
 from edge_rag.evaluation.question_sets import Part, Question, SetPassage, load_set
 from edge_rag.evaluation.retrieval import How
 from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
-from edge_rag.evaluation.scoring import asks_verdict, contains_answer
+from edge_rag.evaluation.scoring import asks_verdict, contains_answer, squad_words
 from edge_rag.interfaces import Embedder, Progress
 from edge_rag.models import is_embedder
 from edge_rag.settings import Settings
@@ -34,6 +34,7 @@ from .writer import export
 
 BASE, CANDIDATES, GROUPS, MODEL = "base", "candidates", "groups", "model"
 PARTS: tuple[Part, ...] = ("train", "dev")
+MOST_ANSWERS = 8  # accepted ones that are scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class Asked:
     question: str
     answers: tuple[str, ...]
     candidates: tuple[Candidate, ...]  # gold: as the set says; in a library: an answer stands in it
+
+    @property
+    def distinct_answers(self) -> tuple[str, ...]:
+        """The accepted answers that differ in more than case and punctuation: some questions have dozens."""
+        distinct = {" ".join(squad_words(answer)): answer for answer in reversed(self.answers)}
+        return tuple([*distinct.values()][::-1][:MOST_ANSWERS])
 
     def holds(self, number: int) -> bool:
         passage = self.candidates[number].passage

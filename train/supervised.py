@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from edge_rag.answering.prompt import PROMPT_VERSION
 from edge_rag.evaluation.question_sets import Part, load_set
 from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
 from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.settings import Settings
 
-from . import losses
-from .answers import Row, fit_to_answers, sharing_prompt, usual_lengths, weighed
+from .answers import Row, answers_loss, fit_to_answers, sharing_prompt, weighed
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 from .fit import Fitted, Fitting
 from .joining import groups_of, joined
@@ -142,7 +139,7 @@ def fit_answers(
         "adapter": adapter or "",
         "lora_rank": plan.lora_rank,
     }
-    return fit_to_answers(run, MODEL, inputs, model, rows, _answer_loss, plan.fitting, plan.styles[0], progress)
+    return fit_to_answers(run, MODEL, inputs, model, rows, answers_loss, plan.fitting, plan.styles[0], progress)
 
 
 def read_examples(folder: Path, part: str) -> list[Example]:
@@ -155,7 +152,3 @@ def rows_of(examples: Sequence[Example], model: Trainable, *, share: bool = Fals
     rows = [Row(model.prompt(e.prompt), (model.answer(target),)) for e, target in zip(examples, targets, strict=True)]
     rows = weighed(rows, [e.style for e in examples])
     return [sharing_prompt([rows[n] for n in group]) for group in groups_of(examples)] if share else rows
-
-
-def _answer_loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
-    return losses.answers_nll(logps, mask, usual_lengths(rows, logps)), {}

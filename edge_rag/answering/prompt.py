@@ -14,6 +14,7 @@ PROMPT_VERSION = 1
 
 SYSTEM = "You answer questions from the passages that you are given, and from nothing else."
 CLOSED_BOOK_SYSTEM = "You answer questions from what you know."
+LIST_SYSTEM = "You choose the passages that are needed to answer a question."
 # The instruction stands beside the question: far above it, a small model has forgotten it after four passages.
 INSTRUCTIONS: dict[Style, str] = {
     "sentence": "answer in one short sentence: ",
@@ -55,6 +56,27 @@ def pseudo_passage_messages(question: str) -> list[Message]:
     return [Message("system", CLOSED_BOOK_SYSTEM), Message("user", task)]
 
 
+def list_messages(question: str, passages: Sequence[Passage], most: int, *, words: int = 0) -> list[Message]:
+    """Ask which passages to answer from, the best first (see listed). `words`: shown of each passage; 0: all."""
+    blocks = [f"Passage {n}{_where(p)}:\n{_first_words(p.text, words)}" for n, p in enumerate(passages, start=1)]
+    task = (
+        f"Write the numbers of the {most} passages that are needed to answer the question, the most useful first, "
+        f"as in {written_list([1, 0])}, and nothing else: {_flat(question)}"
+    )
+    return [Message("system", LIST_SYSTEM), Message("user", "\n\n".join([*blocks, task]))]
+
+
+def written_list(places: Sequence[int]) -> str:
+    """Write places of passages, from 0, as a model is to write them."""
+    return " > ".join(f"[{place + 1}]" for place in places)
+
+
+def listed(output: str, n_passages: int, most: int) -> tuple[int, ...]:
+    """Return the places of the passages that an output lists: those that are there, each once. Other figures mean nothing."""
+    numbers = (int(number) - 1 for number in _LISTED.findall(output))
+    return tuple(dict.fromkeys(place for place in numbers if 0 <= place < n_passages))[:most]
+
+
 def pseudo_passage(text: str) -> Passage:
     """Return what the generator has written as a passage that can be shown: it stands in no document."""
     return Passage(
@@ -93,6 +115,7 @@ _UNKNOWN = re.compile(
     r"\W*($|n/?a\b|none\b|unknown\b|(i am|i'm|i’m) (not sure|unsure)|i (do not|don't|don’t|cannot|can't) )",
     re.IGNORECASE,
 )
+_LISTED = re.compile(r"\[(\d{1,4})\]", re.ASCII)
 _MARK = re.compile(r"\banswer\s*:", re.IGNORECASE)
 
 
@@ -100,6 +123,11 @@ def _where(passage: Passage) -> str:
     """Name a passage by its headings; file names mean nothing to a model and change when files move."""
     label = passage.heading or passage.title
     return f" ({_flat(label)})" if label else ""
+
+
+def _first_words(text: str, words: int) -> str:
+    found = text.split()
+    return " ".join(found) if not words or len(found) <= words else " ".join([*found[:words], "..."])
 
 
 def _flat(text: str) -> str:

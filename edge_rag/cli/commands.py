@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-from edge_rag.cli import answers, bench, bundle, config, documents, evaluate, export, models, train, train_selectors
+from edge_rag.cli import (
+    answers,
+    bench,
+    bundle,
+    config,
+    documents,
+    evaluate,
+    export,
+    models,
+    train,
+    train_dro,
+    train_selectors,
+)
 from edge_rag.cli.common import State
 
 app = typer.Typer(
@@ -22,6 +34,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(evaluate.app, name="eval")
 train_selectors.add_to(train.app)
+train.app.command()(train_dro.dro)
 app.add_typer(train.app, name="train")
 app.add_typer(export.app, name="export")
 app.add_typer(bundle.app, name="bundle")

@@ -105,7 +105,7 @@ def gain(
     from edge_rag.train.gain import Gain, train_gain
 
     settings = settings_of(context)
-    plan = _selector_plan(
+    plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
         (learning_rate, batch, epochs, evaluate_every, patience, seed),
     )  # fmt: skip
@@ -165,7 +165,7 @@ def radio(
     from edge_rag.train.radio import Rationales, train_radio
 
     settings = settings_of(context)
-    plan = _selector_plan(
+    plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
         (learning_rate, batch, epochs, evaluate_every, patience, seed),
     )  # fmt: skip
@@ -209,7 +209,7 @@ def relevance(
     from edge_rag.train.relevance import train_relevance
 
     settings = settings_of(context)
-    plan = _selector_plan(
+    plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
         (learning_rate, batch, epochs, evaluate_every, patience, seed),
     )  # fmt: skip
@@ -250,7 +250,7 @@ def inspect(
     )
 
 
-def _selector_plan(
+def plan_of(
     sets: list[str], library: Path | None, limit: int | None, dev_limit: int, candidates: int, search: str, group: int,
     max_tokens: int, how: tuple[float, int, float, int, int, int],
 ) -> Any:  # fmt: skip
