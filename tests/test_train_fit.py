@@ -197,8 +197,8 @@ def test_questions_that_share_a_prompt_are_learnt_as_if_each_was_alone() -> None
 
 
 def test_answers_count_by_their_weights() -> None:
-    logps = torch.tensor([[[-1.0, -3.0], [-2.0, 0.0], [0.0, 0.0]], [[-5.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
-    mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    logps = torch.tensor([[[-1.0, -3.0], [-2.0, 0.0]], [[-5.0, 0.0], [0.0, 0.0]]])
+    mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
     rows = [Row((1,), ((5, 5), (5,)), weights=(0.75, 0.25)), Row((1,), ((5,),))]
     assert answers_loss(logps, mask, rows)[0].tolist() == [(0.75 * 4 + 0.25 * 2) / 2, 5.0]
 
