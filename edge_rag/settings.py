@@ -27,7 +27,7 @@ class Settings:
         "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     )
     lora: str = ""  # path of a GGUF adapter for the generator; "": none
-    selector: str = ""  # folder of an exported selector; "": passages in the order of the search
+    selector: str = ""  # folder of an exported selector, or a GGUF adapter that lists; "": in the order of the search
     threads: int = 0  # for models; 0: the physical cores that this process may use
     chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
     max_file_mb: int = 256  # larger files are reported, not read

@@ -33,6 +33,7 @@ from edge_rag.evaluation.run_folder import content_key, file_hashes, json_text, 
 from edge_rag.evaluation.scoring import asks_verdict, score_text
 from edge_rag.interfaces import Embedder, Message, Passage, Progress, Style
 from edge_rag.models import open_scorer
+from edge_rag.models.prompt_style import Listing, list_fields, write_note
 from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
@@ -326,9 +327,13 @@ class _Learning:
             train, dev = ([self.list_row(model, one) for one in judged[part]] for part in PARTS)
             return train, dev
 
+        def save(folder: Path) -> None:
+            listing = Listing(self.plan.candidates, self.joint.words, min(self.joint.keep, self.plan.candidates))
+            write_note(model.save(folder), list_fields(listing, PROMPT_VERSION))
+
         fit_stage(
             self.run, name, self.inputs(name, adapter), model.network, rows, answer_losses(answers_loss, pad=model.pad),
-            self.plan.fitting, model.save, self.progress,
+            self.plan.fitting, save, self.progress,
         )  # fmt: skip
         return self.run.folder / name / ADAPTER
 

@@ -4,6 +4,16 @@ from edge_rag.answering.assistant import EXTRACTIVE, Assistant
 from edge_rag.answering.history import Turn
 from edge_rag.answering.prompt import NOT_FOUND
 from edge_rag.answering.retrieve import Retrieval, retrieve
-from edge_rag.answering.selector import KeepTop, OnnxSelector
+from edge_rag.answering.selector import GenerativeSelector, KeepTop, OnnxSelector
 
-__all__ = ["EXTRACTIVE", "NOT_FOUND", "Assistant", "KeepTop", "OnnxSelector", "Retrieval", "Turn", "retrieve"]
+__all__ = [
+    "EXTRACTIVE",
+    "NOT_FOUND",
+    "Assistant",
+    "GenerativeSelector",
+    "KeepTop",
+    "OnnxSelector",
+    "Retrieval",
+    "Turn",
+    "retrieve",
+]

@@ -24,7 +24,7 @@ from edge_rag.answering.prompt import (
     says_nothing,
 )
 from edge_rag.answering.retrieve import Retrieval, retrieve
-from edge_rag.answering.selector import KeepTop, OnnxSelector, both_ends
+from edge_rag.answering.selector import GenerativeSelector, KeepTop, OnnxSelector, both_ends
 from edge_rag.documents import sentence_spans
 from edge_rag.errors import MissingExtraError, UsageError
 from edge_rag.interfaces import (
@@ -41,7 +41,15 @@ from edge_rag.interfaces import (
     Timings,
 )
 from edge_rag.library import EVERYTHING, Filters, Library
-from edge_rag.models import locate_generator, locate_selector, open_generator, open_scorer
+from edge_rag.models import (
+    is_lister,
+    locate_generator,
+    locate_lister,
+    locate_selector,
+    open_generator,
+    open_lister,
+    open_scorer,
+)
 from edge_rag.settings import Settings
 
 EXTRACTIVE = "extractive"
@@ -59,7 +67,7 @@ class Prompt:
 
 
 class Assistant:
-    """Answers questions from a library. Owns the generator that it opens, never the library.
+    """Answers questions from a library. Owns the generator and the selector that it opens, never the library.
 
     >>> with Library.open(path) as library, Assistant(library) as assistant:
     ...     print(assistant.ask("When was the lamp replaced?").text)
@@ -137,6 +145,8 @@ class Assistant:
         return self._generator
 
     def close(self) -> None:
+        if isinstance(self._selector, GenerativeSelector):
+            self._selector.close()
         if self._generator is not None:
             self._generator.close()
 
@@ -238,9 +248,17 @@ class Assistant:
 
 
 def _selector(settings: Settings) -> Selector:
-    """Return the settings' selector, not opened yet; ModelError if the folder that they name holds none."""
+    """Return the settings' selector, not opened yet; ModelError if what they name is none."""
     if not settings.selector:
         return KeepTop(settings.passages)
+    if is_lister(settings.selector):
+        adapter = str(locate_lister(settings.selector))
+        return GenerativeSelector(
+            lambda: open_lister(
+                adapter, settings.generator, threads=settings.threads, context_tokens=settings.context_tokens
+            ),
+            settings.passages,
+        )
     folder = str(locate_selector(settings.selector))
     return OnnxSelector(lambda: open_scorer(folder, threads=settings.threads), settings.passages)
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_rag.answering.prompt import list_messages, written_list
 from edge_rag.documents import embedding_text
 from edge_rag.interfaces import Passage, Selection
 
 if TYPE_CHECKING:
+    from edge_rag.models.gguf_lister import GgufLister
     from edge_rag.models.selector import OnnxScorer
 
+LIST_TOKENS = 64  # room for a list that is written
 # Passages that are scored before the selector looks whether the best one settles it. A multiple of usual numbers of cores.
 AT_ONCE = 8
 
@@ -47,6 +50,41 @@ class OnnxSelector:
 
     @cached_property
     def _scorer(self) -> "OnnxScorer":
+        return self._open()
+
+
+class GenerativeSelector:
+    """Keep what a model lists, in its order: it sees all candidates at once, where a cross-encoder judges each alone.
+
+    It is shown as many candidates as it was trained with, and as fit.
+    """
+
+    def __init__(self, open_lister: Callable[[], "GgufLister"], n: int) -> None:
+        self._open, self._n = open_lister, n
+
+    @property
+    def name(self) -> str:
+        return self._lister.name
+
+    def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+        if not passages:
+            return Selection(())
+        trained = self._lister.listing
+        most = min(self._n, trained.passages)
+        room = self._lister.context_tokens - LIST_TOKENS
+        for n in range(min(trained.candidates, len(passages)), 0, -1):
+            messages = list_messages(question, passages[:n], trained.passages, words=trained.words)
+            if n == 1 or self._lister.count_tokens(messages) <= room:
+                break
+        return Selection(tuple(passages[place] for place in self._lister.choose(messages, written_list, n, most)))
+
+    def close(self) -> None:
+        """Give the native memory back, if it was opened."""
+        if "_lister" in self.__dict__:
+            self._lister.close()
+
+    @cached_property
+    def _lister(self) -> "GgufLister":
         return self._open()
 
 

@@ -31,7 +31,7 @@ from edge_rag.bundle.verify import verify
 from edge_rag.errors import LibraryError, UsageError
 from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.library import Library
-from edge_rag.models import catalog, locate_embedder, locate_generator, locate_selector, open_scorer, store
+from edge_rag.models import catalog, is_lister, locate_embedder, locate_generator, locate_selector, open_scorer, store
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.licences import LONGEST_TEXT, UNKNOWN, card_licence, gguf_licence, licence_text
 from edge_rag.models.onnx_folder import folder_files
@@ -156,6 +156,11 @@ def _embedder(name: str) -> list[Ingredient]:
 def _selector(settings: Settings) -> list[Ingredient]:
     if not settings.selector:
         return []
+    if is_lister(settings.selector):
+        raise UsageError(
+            f"{settings.selector} writes lists, which a bundle cannot carry yet",
+            mend="leave out --selector, or give a folder",
+        )
     folder = locate_selector(settings.selector)
     return _encoder(folder, "selector", SELECTOR_FOLDER, card_licence(folder))
 

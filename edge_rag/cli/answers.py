@@ -50,7 +50,9 @@ PromptOption = Annotated[
 ]
 SelectorOption = Annotated[
     str | None,
-    typer.Option(help="Folder of an exported selector; '' for the order of the search.", metavar="DIR"),
+    typer.Option(
+        help="Folder of an exported selector, or GGUF adapter that lists; '' for the search's order.", metavar="PATH"
+    ),
 ]
 PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]
 

@@ -265,8 +265,20 @@ def _machine(settings: Settings) -> dict[str, str]:
     return {
         "index kernel": simd_kernel(), "cores for models": str(usable_cores()),
         "embedder": _encoder(settings.embedder, "embedder"), "generator": model,
-        **({"selector": _encoder(settings.selector, "selector")} if settings.selector else {}),
+        **({"selector": _selector(settings.selector)} if settings.selector else {}),
     }  # fmt: skip
+
+
+def _selector(name: str) -> str:
+    from edge_rag.errors import ModelError
+    from edge_rag.models import is_lister, locate_lister
+
+    if not is_lister(name):
+        return _encoder(name, "selector")
+    try:
+        return f"{locate_lister(name)}, which writes lists"
+    except ModelError as error:
+        return f"{name}: {error}"
 
 
 def _encoder(name: str, role: str) -> str:

@@ -56,7 +56,9 @@ def run(
     search: Annotated[str, typer.Option(help="fused, dense or lexical.", metavar="HOW")] = "fused",
     selector: Annotated[
         str,
-        typer.Option(help="keep-top; oracle, which knows the gold; or an exported one's folder.", metavar="NAME|DIR"),
+        typer.Option(
+            help="keep-top; oracle, which knows the gold; or an exported one: a folder, or a GGUF.", metavar="NAME|PATH"
+        ),
     ] = "keep-top",
     keep: Annotated[int, typer.Option(help="Most passages that the selector keeps; 0: all.", min=0)] = 0,
     order: Annotated[

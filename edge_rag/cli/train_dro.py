@@ -107,4 +107,6 @@ def dro(
     print(f"F1 on {figures['n']} dev questions {100 * figures['f1']:.1f} ({100 * figures['f1_low']:.1f} to "
           f"{100 * figures['f1_high']:.1f}), {100 * figures['gold_listed']:.1f}% of the gold passages listed")  # fmt: skip
     print(f"{out / 'model'}: both adapters; {out / 'page.html'}: how it went")
-    print(f"to run the generator: edge-rag export lora {out / 'model' / 'generator'} -o adapter.gguf --base {base}")
+    print(
+        f"to run them: edge-rag export lora {out / 'model' / 'selector'} -o lists.gguf --base {base}, and so the generator"
+    )

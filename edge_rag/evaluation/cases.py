@@ -10,17 +10,15 @@ from edge_rag.answering import evidence
 from edge_rag.answering.assistant import TokenCounter, fit
 from edge_rag.answering.nearest import Sentence, rank_sentences
 from edge_rag.answering.prompt import closed_book_messages
-from edge_rag.answering.selector import choose
 from edge_rag.evaluation.arms import Arm, Shown, decoys_of, others_of, passages_of
 from edge_rag.evaluation.question_sets import Question, QuestionSet, SetPassage
 from edge_rag.evaluation.retrieval import How, search_corpus
-from edge_rag.interfaces import Embedder, Message, Order, Passage, Progress, Selection, Style
-from edge_rag.models.selector import OnnxScorer
+from edge_rag.interfaces import Embedder, Message, Order, Passage, Progress, Selection, Selector, Style
 from edge_rag.settings import Settings
 
 SCORED = 20  # search results that recall and rank are measured on, if an arm does not show more
 
-SELECTORS = ("keep-top", "oracle")  # or the folder of an exported one
+SELECTORS = ("keep-top", "oracle")  # or an exported one: a folder, or a GGUF adapter that writes lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,11 @@ def cases_of(
     embedder: Embedder,
     settings: Settings,
     progress: Progress | None,
-    scorer: OnnxScorer | None = None,
+    selector: Selector | None = None,
 ) -> dict[Arm, list[Case]]:
     """Prepare every question for every arm. Questions that lack what an arm needs are left out of that arm.
 
-    `scorer` is the selector, where that is a folder's.
+    `selector` is the one that was exported, where the choice names none of SELECTORS.
     """
     found = _search(question_set, arms, choice, embedder, settings, progress)
     corpus = gold_passages(question_set)
@@ -77,7 +75,7 @@ def cases_of(
             shown = passages_of(arm, question, gold=gold, retrieved=retrieved, decoys=decoys, seed=choice.seed)
             if shown is not None:
                 searched = retrieved if arm.searches else ()
-                cases[arm].append(_case(question, shown, searched, choice, counter, vector, remembering, scorer))
+                cases[arm].append(_case(question, shown, searched, choice, counter, vector, remembering, selector))
         if progress:
             progress("prompts", done, len(question_set.questions), question_set.name)
     return cases
@@ -120,12 +118,12 @@ def _case(
     counter: TokenCounter,
     vector: npt.NDArray[np.float32],
     embedder: "Remembering",
-    scorer: OnnxScorer | None,
+    selector: Selector | None,
 ) -> Case:
     if not shown.passages:
         messages = closed_book_messages(question.question, style=choice.prompt)
         return Case(question, shown.answerable, (), (), found, (), None, messages)
-    selection = select(choice, question, shown.passages, scorer)
+    selection = select(choice, question, shown.passages, selector)
     prompt = fit(
         question.question, selection.passages, counter, choice.answer_tokens, style=choice.prompt, order=choice.order
     )
@@ -143,17 +141,16 @@ def _case(
 
 
 def select(
-    choice: Choice, question: Question, passages: Sequence[SetPassage], scorer: OnnxScorer | None = None
+    choice: Choice, question: Question, passages: Sequence[SetPassage], selector: Selector | None = None
 ) -> Selection:
     """Choose as the selector would. The oracle knows which passages hold the answer, and keeps no other while there is one."""
     numbered = [as_passage(number, passage) for number, passage in enumerate(passages)]
-    most = choice.keep or len(numbered)
-    if scorer is not None:
-        return choose(scorer, question.question, numbered, most)
+    if selector is not None:
+        return selector.select(question.question, numbered)
     if choice.selector == "oracle":
         known = [n for n, p in zip(numbered, passages, strict=True) if p.gold or p.id in question.gold_ids]
         numbered = known or numbered
-    return Selection(tuple(numbered[:most]))
+    return Selection(tuple(numbered[: choice.keep or None]))
 
 
 def as_passage(number: int, passage: SetPassage) -> Passage:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edge_rag.answering import NOT_FOUND, evidence
+from edge_rag.answering import NOT_FOUND, GenerativeSelector, OnnxSelector, evidence
 from edge_rag.answering.cite import locate
 from edge_rag.answering.prompt import PROMPT_VERSION, final_answer
 from edge_rag.errors import UsageError
@@ -37,13 +37,13 @@ from edge_rag.evaluation.processes import memory_of
 from edge_rag.evaluation.question_sets import QuestionSet
 from edge_rag.evaluation.run_folder import CONFIG, Rows, check_config, json_text, make_folder, write_whole, writer_lock
 from edge_rag.evaluation.scoring import score_answer
-from edge_rag.interfaces import Embedder, Progress
-from edge_rag.models import open_scorer
+from edge_rag.interfaces import Embedder, Progress, Selector
+from edge_rag.models import is_lister, locate_lister, open_lister, open_scorer
 from edge_rag.models.cores import usable_cores
-from edge_rag.models.selector import OnnxScorer
 from edge_rag.models.store import sha256_file
 from edge_rag.settings import Settings
 
+ALL = 1000  # passages that a selector may keep: more than any arm shows
 # What a run may have been begun with and be gone on without: none of it changes an answer.
 INCIDENTAL = {"started", "command", "machine", "cores", "timed"}
 
@@ -71,31 +71,45 @@ def evaluate(
 ) -> list[Run]:
     """Run every arm, each into its folder. Finished ones are read, begun ones are gone on with."""
     configs = dict[Arm, dict[str, Any]]()
-    named = plan.choice.selector in SELECTORS
-    scorer = None if named else open_scorer(plan.choice.selector, threads=settings.threads)
-    known = scorer.calibration if scorer else None
-    threshold = known.threshold if known else evidence.threshold(embedder)
+    selector, of_selector = _open_selector(plan, settings)
+    threshold = of_selector.get("calibration", {}).get("threshold", evidence.threshold(embedder))
     with ExitStack() as locks:
+        if isinstance(selector, GenerativeSelector):
+            locks.callback(selector.close)
         for arm, folder in arms.items():
             make_folder(folder)
             locks.enter_context(writer_lock(folder, "eval run"))
-            configs[arm] = _config(question_set, arm, plan, scorer, part, limit, command)
+            configs[arm] = _config(question_set, arm, plan, part, limit, command) | of_selector
             check_config(folder, configs[arm], INCIDENTAL)
         open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
         if open_arms:
             with closing(open_answerer(plan.who)) as answerer:
-                cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress, scorer)
+                cases = cases_of(question_set, open_arms, plan.choice, answerer, embedder, settings, progress, selector)
                 for arm in open_arms:
                     spent = _answer(arms[arm], configs[arm], cases[arm], answerer, plan, threshold, progress)
                     _finish(arms[arm], arm, cases[arm], plan, spent, progress)
     return [read_run(folder) for folder in arms.values()]
 
 
+def _open_selector(plan: Plan, settings: Settings) -> tuple[Selector | None, dict[str, Any]]:
+    """Return the exported selector that a plan names, if it names one, and what a run's config says of it."""
+    name, most = plan.choice.selector, plan.choice.keep or ALL
+    if name in SELECTORS:
+        return None, {}
+    if not is_lister(name):
+        scorer = open_scorer(name, threads=settings.threads)
+        known = {"calibration": asdict(scorer.calibration)} if scorer.calibration else {}
+        return OnnxSelector(lambda: scorer, most), {"selector_sha256": scorer.fingerprint, **known}
+    adapter, who = locate_lister(name), plan.who
+    generator = str(who.file) if who.file else who.generator
+    lister = open_lister(name, generator, threads=who.threads, context_tokens=who.context_tokens)
+    return GenerativeSelector(lambda: lister, most), {"selector_sha256": sha256_file(adapter)}
+
+
 def _config(
     question_set: QuestionSet,
     arm: Arm,
     plan: Plan,
-    scorer: OnnxScorer | None,
     part: str,
     limit: int | None,
     command: str,
@@ -114,8 +128,6 @@ def _config(
         "quantised": who.quantised,
         "context_tokens": who.context_tokens,
         **asdict(choice),
-        **({"selector_sha256": scorer.fingerprint} if scorer else {}),
-        **({"calibration": asdict(scorer.calibration)} if scorer and scorer.calibration else {}),
         "prompt_version": PROMPT_VERSION,
         "edge_rag": version("edge-rag"),
         "timed": plan.timed,

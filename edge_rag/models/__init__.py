@@ -14,17 +14,21 @@ from edge_rag.errors import MissingExtraError, ModelError, UsageError
 if TYPE_CHECKING:
     from edge_rag.interfaces import Generator, Progress
     from edge_rag.models.embedder import OnnxEmbedder
+    from edge_rag.models.gguf_lister import GgufLister
     from edge_rag.models.selector import OnnxScorer
 
 __all__ = [
     "has_llama_cpp",
     "is_embedder",
+    "is_lister",
     "lasting_embedder_name",
     "locate_embedder",
     "locate_generator",
+    "locate_lister",
     "locate_selector",
     "open_embedder",
     "open_generator",
+    "open_lister",
     "open_scorer",
     "quantised_generator",
 ]
@@ -80,6 +84,36 @@ def locate_selector(folder: str) -> Path:
 
     path = Path(folder).expanduser()
     read_folder(path, "selector")
+    return path
+
+
+def open_lister(adapter: str, generator: str, *, threads: int = 0, context_tokens: int = 2048) -> "GgufLister":
+    """Open a selector that writes lists: a GGUF adapter on the file of a generator."""
+    from edge_rag.models.gguf_lister import GgufLister
+
+    path = locate_generator(generator)
+    if path is None:
+        raise UsageError(
+            f"{adapter} cannot be applied to the server {generator}", mend="give a --generator that runs here"
+        )
+    return GgufLister(path, locate_lister(adapter), threads=threads, context_tokens=context_tokens)
+
+
+def is_lister(selector: str) -> bool:
+    """Tell whether a selector is an adapter that writes lists, by its name."""
+    return selector.endswith(".gguf")
+
+
+def locate_lister(adapter: str) -> Path:
+    """Return the file of such an adapter; ModelError if it is none."""
+    from edge_rag.models.prompt_style import trained_listing
+
+    path = Path(adapter).expanduser()
+    if trained_listing(path) is None:
+        raise ModelError(
+            f"{path} was not trained to write lists of passages",
+            mend="give what export lora made of RUN/model/selector of train dro",
+        )
     return path
 
 

@@ -4,6 +4,7 @@ edge_rag.json in the folder that was trained -> the metadata of the GGUF that `e
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -12,12 +13,29 @@ from edge_rag.interfaces import Style
 from edge_rag.models.gguf_file import check_gguf
 
 STYLE, VERSION = "edge_rag.prompt", "edge_rag.prompt_version"  # of a GGUF's metadata, both texts
+LIST = (
+    "edge_rag.list"  # of a selector that writes lists: candidates, words of each that it sees, passages that it lists
+)
 NOTE = "edge_rag.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a model that writes lists of passages was trained with."""
+
+    candidates: int
+    words: int  # shown of each; 0: all
+    passages: int  # that it lists
 
 
 def prompt_fields(style: Style, version: int) -> dict[str, str]:
     """Return the metadata of a model that was trained with prompts of this style; `version`: PROMPT_VERSION at that time."""
     return {STYLE: style, VERSION: str(version)}
+
+
+def list_fields(listing: Listing, version: int) -> dict[str, str]:
+    """Return the metadata of a model that was trained to write lists."""
+    return {LIST: f"{listing.candidates} {listing.words} {listing.passages}", VERSION: str(version)}
 
 
 def write_note(folder: Path, fields: dict[str, str]) -> None:
@@ -31,7 +49,10 @@ def read_note(folder: Path) -> dict[str, str]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        style, version = fields[STYLE], int(fields[VERSION])
+        version = int(fields[VERSION])
+        if LIST in fields:
+            return list_fields(_listing(fields[LIST]), version)
+        style = fields[STYLE]
         if style not in get_args(Style):
             raise ValueError(f"{STYLE} is {style!r}")
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -55,3 +76,19 @@ def trained_style(model: Path, adapter: Path | None = None) -> Style:
         said = check_gguf(path, wanted=(STYLE,)).get(STYLE) if path is not None else None
         style = next((known for known in get_args(Style) if known == said), style)
     return style
+
+
+def trained_listing(adapter: Path) -> Listing | None:
+    """Return what a GGUF says of the lists that it was trained to write; None if it was not."""
+    said = check_gguf(adapter, wanted=(LIST,)).get(LIST)
+    try:
+        return None if said is None else _listing(said)
+    except ValueError:
+        return None
+
+
+def _listing(text: str) -> Listing:
+    candidates, words, passages = (int(number) for number in text.split())
+    if not (1 <= candidates <= 1000 and 0 <= words <= 10_000 and 1 <= passages <= candidates):
+        raise ValueError(f"{LIST} is {text!r}")
+    return Listing(candidates, words, passages)
