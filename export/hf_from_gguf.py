@@ -34,7 +34,7 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         target.rmdir()
     outputs.check_target(target, force=False, mend="give a folder that is not there yet")
     report = progress or _silent
-    asked = check_gguf(source, wanted=(prompt_style.STYLE, prompt_style.VERSION))
+    asked = check_gguf(source, wanted=prompt_style.KEYS)
     with foreign(source):
         reader = GGUFReader(source)
         shape = read_shape(reader, str(source))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.errors import EdgeRagError, ModelError
 from edge_rag.interfaces import Style
 from edge_rag.models.prompt_style import prompt_fields, read_note
@@ -36,7 +36,7 @@ def read_source(path: Path) -> Source:
 
 def prompt_of(folder: Path, stated: Style | None) -> dict[str, str]:
     """Return the metadata that says how what was trained is to be asked: as stated, or as its training has noted."""
-    return prompt_fields(stated, PROMPT_VERSION) if stated else read_note(folder)
+    return prompt_fields(stated, PROMPT_VERSION, NOT_FOUND) if stated else read_note(folder)
 
 
 @contextmanager

@@ -28,10 +28,12 @@ def write_gguf(path: Path, metadata: Mapping[str, str | float], tensors: Mapping
     return path
 
 
-def write_adapter(path: Path, *, size: float, architecture: str = "llama", width: int = WIDTH, style: str = "") -> Path:
+def write_adapter(
+    path: Path, *, size: float, architecture: str = "llama", width: int = WIDTH, style: str = "", refusal: str = ""
+) -> Path:
     """Write a LoRA adapter for SmolLM2-135M that changes three layers by random values; `size` 0: by nothing.
 
-    `style`: how it says that it is to be asked.
+    `style`: how it says that it is to be asked; `refusal`: what it says that it was trained to refuse in.
     """
     random = np.random.default_rng(0)
     tensors = {}
@@ -47,6 +49,7 @@ def write_adapter(path: Path, *, size: float, architecture: str = "llama", width
         "adapter.type": "lora",
         "adapter.lora.alpha": float(RANK),
         **({"edge_rag.prompt": style} if style else {}),
+        **({"edge_rag.refusal": refusal} if refusal else {}),
     }
     return write_gguf(path, metadata, tensors)
 

@@ -16,12 +16,12 @@ from edge_rag.export.lora_to_gguf import export_lora
 from edge_rag.export.to_gguf import export_gguf
 from tiny_models import edit_json, make_adapter, make_model
 
-from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Message
 from edge_rag.models import open_generator
 from edge_rag.models.merge import merge
-from edge_rag.models.prompt_style import prompt_fields, read_note, trained_style, write_note
+from edge_rag.models.prompt_style import Trained, how_trained, prompt_fields, read_note, write_note
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,16 @@ def test_an_adapter_in_q8_0_is_smaller_and_computes_the_same(tmp_path: Path) -> 
 def test_how_it_was_trained_to_be_asked_travels_with_it(llama: Path, adapter: Path, tmp_path: Path) -> None:
     """From the note in the adapter's folder to the adapter, to what is merged with it, and back to a folder."""
     noted = shutil.copytree(adapter, tmp_path / "noted")
-    write_note(noted, prompt_fields("words", PROMPT_VERSION))
+    write_note(noted, prompt_fields("words", PROMPT_VERSION, NOT_FOUND))
     export(noted, tmp_path / "adapter.gguf", base=llama)
     export_gguf(llama, tmp_path / "merged.gguf", "f32", lora=noted, timed=False, threads=1)
     export_hf(tmp_path / "merged.gguf", tmp_path / "folder", threads=1)
-    assert read_note(tmp_path / "folder") == prompt_fields("words", PROMPT_VERSION)
+    assert read_note(tmp_path / "folder") == prompt_fields("words", PROMPT_VERSION, NOT_FOUND)
     export_gguf(tmp_path / "folder", tmp_path / "again.gguf", "f32", timed=False, threads=1)
     for name in ("adapter.gguf", "merged.gguf", "again.gguf"):
-        assert trained_style(tmp_path / name) == "words"
+        assert how_trained(tmp_path / name) == Trained("words", NOT_FOUND)
     export(noted, tmp_path / "stated.gguf", base=llama, prompt="rationale")  # what is stated has the last word
-    assert trained_style(tmp_path / "merged.gguf", tmp_path / "stated.gguf") == "rationale"
+    assert how_trained(tmp_path / "merged.gguf", tmp_path / "stated.gguf").style == "rationale"
     with open_generator(str(tmp_path / "merged.gguf"), threads=1) as generator:  # type: ignore[attr-defined]
         assert generator.style == "words"
 

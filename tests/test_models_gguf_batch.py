@@ -1,5 +1,6 @@
 """Many answers at once: the same to the last bit whatever else is asked, and with however many threads."""
 
+import math
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_writing import write_adapter
 
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Message
@@ -122,6 +124,27 @@ def test_samples_are_scored_as_what_they_are(batch: GgufBatch) -> None:
 def test_what_is_drawn_at_no_temperature_is_the_likeliest(batch: GgufBatch, expected: list[Generated]) -> None:
     (first, second), *_ = batch.sample(prompts()[:1], n=2, max_tokens=12, temperature=0.0, seed=9)
     assert first == second == expected[0]
+
+
+def test_an_answer_begins_as_a_refusal_only_if_that_is_likely_enough(
+    generator_file: Path, tmp_path: Path, batch: GgufBatch, expected: list[Generated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_rag.models.sampling.LIKELY", 0.5)
+    refusal = "The documents do not say."
+    adapter = write_adapter(tmp_path / "adapter.gguf", size=0.0, style="words", refusal=refusal)
+    scored = batch.score(prompts(), [["The"]] * len(expected), ended=False)
+    likely = [logprobs[0] > math.log(0.5) for ((logprobs,),) in zip(scored, strict=True)]
+    with GgufBatch(generator_file, threads=2, context_tokens=512, lora=adapter) as refusing:
+        found = refusing.generate(prompts(), max_tokens=12)
+    for answer, other, is_likely in zip(expected, found, likely, strict=True):
+        if answer.text.startswith("The ") and not is_likely:
+            assert not other.text.startswith("The ")
+        else:
+            assert other.text == answer.text
+    assert 1 < sum(likely) < sum(answer.text.startswith("The ") for answer in expected)
+    with GgufGenerator(generator_file, threads=1, context_tokens=512, lora=adapter) as one:
+        alone = ["".join(one.generate(prompt, max_tokens=12)) for prompt in prompts()[1:4]]
+    assert alone == [answer.text for answer in found[1:4]]
 
 
 def test_a_begun_answer_is_continued(batch: GgufBatch, expected: list[Generated]) -> None:

@@ -21,13 +21,13 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 from typer.testing import CliRunner
 
-from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.cli.commands import app
 from edge_rag.errors import ModelError
 from edge_rag.models import catalog, fetch, merge, store
 from edge_rag.models.catalog import CATALOG, Adapter, Entry
 from edge_rag.models.gguf_file import check_gguf
-from edge_rag.models.prompt_style import STYLE, VERSION, prompt_fields, trained_style
+from edge_rag.models.prompt_style import KEYS, REFUSAL, STYLE, VERSION, Trained, how_trained, prompt_fields
 
 Type = GGMLQuantizationType
 WIDTH, HEIGHT, ALPHA = 96, 70, 16.0  # 70 rows: more than are merged at a time, and no multiple of that
@@ -62,7 +62,7 @@ def write_adapter(
     writer = GGUFWriter(path, architecture)
     writer.add_type(type)
     writer.add_string("adapter.type", "lora")
-    for key, value in (prompt_fields("words", PROMPT_VERSION) if fields is None else fields).items():
+    for key, value in (prompt_fields("words", PROMPT_VERSION, NOT_FOUND) if fields is None else fields).items():
         writer.add_string(key, value)
     if alpha is not None:
         writer.add_float32("adapter.lora.alpha", alpha)
@@ -144,7 +144,7 @@ def test_the_metadata_is_the_bases_with_the_adapters_word_on_prompts(tmp_path: P
     assert (fields[STYLE], fields[VERSION]) == ("words", str(PROMPT_VERSION))
     again = write_adapter(tmp_path / "silent.gguf", fields={})
     merge.merge(tmp_path / "merged.gguf", again, tmp_path / "twice.gguf", name="mine")
-    assert trained_style(tmp_path / "twice.gguf") == "sentence"  # what was true of the base need not be true any more
+    assert how_trained(tmp_path / "twice.gguf") == Trained()  # what was true of the base need not be true any more
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_pull_merges_the_adapter_that_comes_with_the_package(entry: Entry, home:
     seen: list[tuple[str, int, int, str]] = []
     path = fetch.pull("tiny-rag", progress=lambda *args: seen.append(args))
     assert {p.name for p in path.parent.iterdir()} == {"tiny-rag.Q8_0.gguf", "manifest.json", "lock"}
-    assert trained_style(path) == "words"
+    assert how_trained(path) == Trained("words", NOT_FOUND)
     manifest = store.verify("tiny-rag")
     assert entry.adapter
     assert (manifest.source_sha256, manifest.adapter_sha256) == (entry.sha256, entry.adapter.sha256)
@@ -301,9 +301,11 @@ def test_a_disk_with_too_little_room_is_found_before_the_work(
 def trained_for_other_prompts(entries: tuple[Entry, ...]) -> list[str]:
     """Name the models whose packaged adapter was trained with other prompts than the runtime's."""
     packaged = {entry.name: store.packaged_adapter(entry) for entry in entries}
-    said = {name: check_gguf(path, wanted=(STYLE, VERSION)) for name, path in packaged.items() if path}
+    said = {name: check_gguf(path, wanted=KEYS) for name, path in packaged.items() if path}
     return [
-        name for name, fields in said.items() if fields != prompt_fields(trained_style(packaged[name]), PROMPT_VERSION)
+        name
+        for name, fields in said.items()
+        if fields != prompt_fields(how_trained(packaged[name]).style, PROMPT_VERSION, NOT_FOUND)
     ]
 
 
@@ -311,7 +313,9 @@ def test_adapters_that_ship_were_trained_with_the_prompts_that_ship() -> None:
     assert trained_for_other_prompts(CATALOG) == []
 
 
-@pytest.mark.parametrize("fields", [{}, {STYLE: "words"}, {STYLE: "words", VERSION: str(PROMPT_VERSION - 1)}])
+@pytest.mark.parametrize(
+    "fields", [{}, {STYLE: "words"}, {STYLE: "words", VERSION: str(PROMPT_VERSION - 1), REFUSAL: NOT_FOUND}]
+)
 def test_an_adapter_for_other_prompts_is_found(entry: Entry, tmp_path: Path, fields: dict[str, str]) -> None:
     assert trained_for_other_prompts((entry,)) == []
     other = write_adapter(tmp_path / "other.gguf", fields=fields)

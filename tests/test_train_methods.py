@@ -63,7 +63,7 @@ def test_supervised_training_lowers_the_loss_on_dev_and_says_what_it_made(traine
     assert fitted["best_loss"] == pytest.approx(min(dev))
     assert min(dev) < dev[0] / 2
     assert (trained / "model" / "adapter" / "adapter_model.safetensors").is_file()
-    assert read_note(trained / "model" / "adapter") == prompt_fields("words", PROMPT_VERSION)
+    assert read_note(trained / "model" / "adapter") == prompt_fields("words", PROMPT_VERSION, NOT_FOUND)
     assert not (trained / "model" / "checkpoints").exists()
     page = (trained / "page.html").read_text()
     assert "prompt tokens" in page

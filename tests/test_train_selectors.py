@@ -391,10 +391,10 @@ def test_and_one_that_does_is_not_mistaken(text: str) -> None:
 
 def test_a_style_that_was_noted_is_taken(tmp_path: Path) -> None:
     assert noted_style(None, tmp_path) == "sentence"
-    write_note(tmp_path, prompt_fields("words", 1))
+    write_note(tmp_path, prompt_fields("words", 1, ""))
     assert noted_style(None, tmp_path) == "words"
     (tmp_path / "adapter").mkdir()
-    write_note(tmp_path / "adapter", prompt_fields("rationale", 1))
+    write_note(tmp_path / "adapter", prompt_fields("rationale", 1, ""))
     assert noted_style(tmp_path / "adapter", tmp_path) == "rationale"
 
 

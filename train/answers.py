@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_rag.answering.prompt import PROMPT_VERSION
+from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.interfaces import Progress, Style
 from edge_rag.models.prompt_style import prompt_fields, write_note
 
@@ -106,7 +106,7 @@ def fit_to_answers(
     """Fit a language model to rows as a stage of a run (see fit_stage); what was trained says for which prompts."""
 
     def save(folder: Path) -> None:
-        write_note(model.save(folder), prompt_fields(style, PROMPT_VERSION))
+        write_note(model.save(folder), prompt_fields(style, PROMPT_VERSION, NOT_FOUND))
 
     computed = answer_losses(loss, pad=model.pad, prompt_loss=fitting.prompt_loss)
     return fit_stage(run, name, inputs, model.network, rows, computed, fitting, save, progress)

@@ -35,7 +35,7 @@ from edge_rag.models import catalog, is_lister, locate_embedder, locate_generato
 from edge_rag.models.gguf_file import check_gguf
 from edge_rag.models.licences import LONGEST_TEXT, UNKNOWN, card_licence, gguf_licence, licence_text
 from edge_rag.models.onnx_folder import folder_files
-from edge_rag.models.prompt_style import trained_style
+from edge_rag.models.prompt_style import how_trained
 from edge_rag.models.selector import OnnxScorer
 from edge_rag.settings import Settings
 
@@ -219,7 +219,7 @@ def _style(settings: Settings) -> Style:
     if settings.prompt != "trained":
         return settings.prompt
     path = None if settings.generator == EXTRACTIVE else locate_generator(settings.generator)
-    return trained_style(path, Path(settings.lora).expanduser() if settings.lora else None) if path else "sentence"
+    return how_trained(path, Path(settings.lora).expanduser() if settings.lora else None).style if path else "sentence"
 
 
 def _manifest(

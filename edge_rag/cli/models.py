@@ -125,14 +125,14 @@ def show(
 def _prompt_of(entry: "Entry | None", manifest: "Manifest | None") -> str:
     """Return how a generator was trained to be asked, as its file says, or else its adapter; "" if neither is here."""
     from edge_rag.errors import ModelError
-    from edge_rag.models.prompt_style import trained_style
+    from edge_rag.models.prompt_style import how_trained
     from edge_rag.models.store import packaged_adapter
 
     try:
         if manifest is not None:
-            return trained_style(_path_of(manifest.name, manifest.file)) if manifest.role == "generator" else ""
+            return how_trained(_path_of(manifest.name, manifest.file)).style if manifest.role == "generator" else ""
         adapter = packaged_adapter(entry) if entry else None
-        return trained_style(adapter) if adapter else ""
+        return how_trained(adapter).style if adapter else ""
     except ModelError:  # a damaged file is for who opens it
         return ""
 

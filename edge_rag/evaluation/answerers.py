@@ -16,7 +16,7 @@ from edge_rag.interfaces import Generator, Message, Style
 from edge_rag.models import locate_generator, open_generator, quantised_generator
 from edge_rag.models.gguf import GgufGenerator
 from edge_rag.models.gguf_batch import GgufBatch
-from edge_rag.models.prompt_style import trained_style
+from edge_rag.models.prompt_style import how_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Who:
     def style(self) -> Style:
         """Return how it was trained to be asked."""
         file = self.file
-        return trained_style(file, self.lora_file) if file else "sentence"
+        return how_trained(file, self.lora_file).style if file else "sentence"
 
     @property
     def lora_file(self) -> Path | None:

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.interfaces import Message
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf_native import TOGETHER, NativeModel, pieces
 from edge_rag.models.gguf_vocabulary import Draft, Vocabulary, common_prefix
+from edge_rag.models.sampling import greedy
 
 SMALL_MODEL_BYTES = 256 << 20  # below this, threads that wait for each other cost more than they save
 
@@ -34,8 +33,9 @@ class GgufGenerator:
         self.context_tokens = context_tokens
         threads = usable_cores(threads)
         self._model = NativeModel(path, lora=lora)
-        self.style = self._model.style
+        self.style = self._model.trained.style
         self._vocabulary = Vocabulary(self._model, self.name)
+        self._refusal = self._vocabulary.begin_of(self._model.trained.refusal)
         self._context = self._model.open_context(
             tokens=context_tokens,
             sequences=1,
@@ -75,10 +75,10 @@ class GgufGenerator:
         return self._stream(prompt, max_tokens, self._turn)
 
     def _stream(self, prompt: list[int], max_tokens: int, turn: int) -> Iterator[str]:
-        draft = Draft(self._vocabulary, max_tokens)
+        draft, choose = Draft(self._vocabulary, max_tokens), greedy(self._refusal)
         self._read(prompt)
         while not draft.is_finished:
-            text = draft.add(int(np.argmax(self._context.logits(0))))
+            text = draft.add(choose(self._context.logits(0)))
             if text:
                 yield text
                 if turn != self._turn:

@@ -45,6 +45,7 @@ class GgufBatch:
         self.context_tokens = context_tokens
         self._model = NativeModel(path, lora=lora)
         self._vocabulary = Vocabulary(self._model, self.name)
+        self._refusal = self._vocabulary.begin_of(self._model.trained.refusal)
         self._crew = Crew(self.name, usable_cores(threads))
 
     def __enter__(self) -> "GgufBatch":
@@ -74,7 +75,7 @@ class GgufBatch:
         raises, and Ctrl-C, end the call; so does the first error of a worker.
         """
         tokens = self._vocabulary.fitting_prompts(prompts, max_tokens, self.context_tokens)
-        job = WriteJob(max_tokens, [sampling.likeliest] * len(tokens))
+        job = WriteJob(max_tokens, [sampling.greedy(self._refusal) for _ in tokens])
         done: dict[int, Generated] = {}
 
         def take(index: int, generated: Generated) -> None:

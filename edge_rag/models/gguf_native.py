@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_rag.errors import MissingExtraError, ModelError
-from edge_rag.models.prompt_style import trained_style
+from edge_rag.models.prompt_style import how_trained
 
 N_BATCH = 512  # prompt tokens for each call: also how long Ctrl-C may have to wait
 TOGETHER = 2  # tokens at least for each call that must not depend on company: one alone takes another path
@@ -58,7 +58,7 @@ class NativeModel:
     """A GGUF file in memory, and the adapter that its contexts apply. Contexts must be closed before it."""
 
     def __init__(self, path: Path, *, lora: Path | None = None) -> None:
-        self.style = trained_style(path, lora)  # which checks both files
+        self.trained = how_trained(path, lora)  # which checks both files
         self.llama = load_llama()
         self.path = path
         self.pointer = self.llama.llama_model_load_from_file(os.fsencode(path), self.llama.llama_model_default_params())

@@ -42,6 +42,10 @@ class Vocabulary(ChatVocabulary):
             raise ModelError(f"{self._name}: the text cannot be tokenised")
         return list(tokens[:n])
 
+    def begin_of(self, answer: str) -> int | None:
+        """Return the token that an answer begins with."""
+        return next(iter(self.answer_tokens(answer, ended=False)), None)
+
     def is_end(self, token: int) -> bool:
         return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
 

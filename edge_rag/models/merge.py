@@ -135,13 +135,13 @@ def _becomes(tensor: Tensor, pairs: Mapping[str, _Pair]) -> Tensor:
 
 
 def _fields(adapter: Path, name: str) -> dict[str, str]:
-    said = read_head(adapter, wanted=(prompt_style.STYLE, prompt_style.VERSION)).texts
+    said = read_head(adapter, wanted=prompt_style.KEYS).texts
     return {"general.name": name, **said}
 
 
 def _head(data: mmap.mmap, head: Head, tensors: list[Tensor], fields: Mapping[str, str]) -> bytes:
     """Build the new header: the base's metadata but for what is another now, then where each tensor will lie."""
-    other = {*fields, prompt_style.STYLE, prompt_style.VERSION, "general.file_type", "general.alignment"}
+    other = {*fields, *prompt_style.KEYS, "general.file_type", "general.alignment"}
     own = [_text(key) + struct.pack("<I", 8) + _text(value) for key, value in fields.items()]
     own.append(_text("general.file_type") + struct.pack("<II", 4, MOSTLY_Q8_0))
     kept = [data[begin:end] for key, (begin, end) in head.fields.items() if key not in other]

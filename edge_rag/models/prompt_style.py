@@ -1,4 +1,4 @@
-"""How a model was trained to be asked. It travels with the model, so that whoever opens it asks in that style:
+"""How a model was trained to be asked, and to refuse. It travels with the model, so that whoever opens it asks in that style:
 
 edge_rag.json in the folder that was trained -> the metadata of the GGUF that `export` makes of it -> what is merged from that
 """
@@ -12,11 +12,16 @@ from edge_rag.errors import ModelError
 from edge_rag.interfaces import Style
 from edge_rag.models.gguf_file import check_gguf
 
-STYLE, VERSION = "edge_rag.prompt", "edge_rag.prompt_version"  # of a GGUF's metadata, both texts
-LIST = (
-    "edge_rag.list"  # of a selector that writes lists: candidates, words of each that it sees, passages that it lists
-)
+# Of a GGUF's metadata, all texts.
+STYLE, VERSION, REFUSAL = KEYS = ("edge_rag.prompt", "edge_rag.prompt_version", "edge_rag.refusal")
+LIST = "edge_rag.list"  # of a selector that writes lists: candidates, words of each that it sees, passages it lists
 NOTE = "edge_rag.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    style: Style = "sentence"
+    refusal: str = ""  # what it was trained to say where the passages do not hold the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +33,9 @@ class Listing:
     passages: int  # that it lists
 
 
-def prompt_fields(style: Style, version: int) -> dict[str, str]:
+def prompt_fields(style: Style, version: int, refusal: str) -> dict[str, str]:
     """Return the metadata of a model that was trained with prompts of this style; `version`: PROMPT_VERSION at that time."""
-    return {STYLE: style, VERSION: str(version)}
+    return {STYLE: style, VERSION: str(version), REFUSAL: refusal}
 
 
 def list_fields(listing: Listing, version: int) -> dict[str, str]:
@@ -52,14 +57,14 @@ def read_note(folder: Path) -> dict[str, str]:
         version = int(fields[VERSION])
         if LIST in fields:
             return list_fields(_listing(fields[LIST]), version)
-        style = fields[STYLE]
-        if style not in get_args(Style):
-            raise ValueError(f"{STYLE} is {style!r}")
+        style, refusal = fields[STYLE], fields.get(REFUSAL, "")
+        if style not in get_args(Style) or not isinstance(refusal, str):
+            raise ValueError(f"{STYLE} is {style!r}, {REFUSAL} is {refusal!r}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{path} makes no sense: {error}", mend="copy the folder again, or remove that file"
         ) from error
-    return prompt_fields(style, version)
+    return prompt_fields(style, version, refusal)
 
 
 def noted_style(*folders: Path | None) -> Style:
@@ -69,13 +74,15 @@ def noted_style(*folders: Path | None) -> Style:
     return next(style for style in get_args(Style) if style == said)
 
 
-def trained_style(model: Path, adapter: Path | None = None) -> Style:
-    """Return how a GGUF says that it is to be asked; its adapter has the last word. "sentence" if neither says anything."""
-    style: Style = "sentence"
+def how_trained(model: Path, adapter: Path | None = None) -> Trained:
+    """Return how a GGUF says that it is to be asked; its adapter has the last word, and who says nothing has none."""
+    found = Trained()
     for path in (model, adapter):
-        said = check_gguf(path, wanted=(STYLE,)).get(STYLE) if path is not None else None
-        style = next((known for known in get_args(Style) if known == said), style)
-    return style
+        said = check_gguf(path, wanted=KEYS) if path is not None else {}
+        style = next((known for known in get_args(Style) if known == said.get(STYLE)), None)
+        if style is not None:
+            found = Trained(style, said.get(REFUSAL, ""))
+    return found
 
 
 def trained_listing(adapter: Path) -> Listing | None:

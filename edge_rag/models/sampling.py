@@ -16,8 +16,34 @@ Logits = npt.NDArray[np.float32]  # (vocabulary,)
 Choose = Callable[[Logits], int]
 
 
+# Chosen on 139 dev examples for smollm2-135m-rag: 23% of the answerable questions are refused there, 45% of the others are not.
+# At 0.5 it is 5% and 89%, and where the likeliest token decides, as without this rule, about 37% and 25%.
+LIKELY = 0.28
+
+
 def likeliest(logits: Logits) -> int:
     return int(np.argmax(logits))
+
+
+def greedy(refusal: int | None = None) -> Choose:
+    """Return what takes the likeliest token; `refusal` begins a refusal, and is the first one only if it is LIKELY.
+
+    A refusal is always worded alike, and right answers share what is left: each may look less likely than a refusal that is
+    probably wrong.
+    """
+    is_first = True
+
+    def choose(logits: Logits) -> int:
+        nonlocal is_first
+        token = likeliest(logits)
+        if is_first and token == refusal and np.exp(logits - logits[token]).sum(dtype=np.float64) > 1 / LIKELY:
+            others = logits.copy()
+            others[token] = -np.inf
+            token = likeliest(others)
+        is_first = False
+        return token
+
+    return choose
 
 
 def sampler(draws: random.Random, temperature: float, top_p: float = 1.0) -> Choose:
