@@ -23,9 +23,7 @@ from edge_rag.interfaces import Guess, Order, Style
 class Settings:
     library: str = "default"  # a name, or a folder (anything with a path separator in it)
     embedder: str = "all-minilm-l6-v2"  # catalog name, or the folder of an exported one; a library keeps its own
-    generator: str = (
-        "smollm2-135m-instruct"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
-    )
+    generator: str = "smollm2-135m-rag"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     lora: str = ""  # path of a GGUF adapter for the generator; "": none
     selector: str = ""  # folder of an exported selector, or a GGUF adapter that lists; "": in the order of the search
     threads: int = 0  # for models; 0: the physical cores that this process may use
