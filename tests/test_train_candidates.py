@@ -53,6 +53,15 @@ def test_own_passages_are_the_candidates_best_first(things: QuestionSet) -> None
     assert [c.passage.id for c in candidates(things, 1)["own"]] == ["own1"]
 
 
+def test_a_question_that_brings_only_what_answers_it_is_searched(write: Callable[..., Path]) -> None:
+    gold = {"id": "own", "text": "The wreck is number nine.", "gold": True}
+    corpus = [{"id": "own", "text": gold["text"]}, {"id": "other", "text": "The wreck has no bell."}]
+    write(*corpus, name="set/corpus.jsonl")
+    rows = [{"id": "q", "question": "Which number is the wreck?", "answers": ["nine"], "passages": [gold]}]
+    found = candidates(load_set(str(write(*rows, name="set/questions.jsonl"))))["q"]
+    assert {c.passage.id: c.passage.gold for c in found} == {"own": True, "other": False}
+
+
 def test_what_was_searched_is_not_searched_again(things: QuestionSet) -> None:
     first = candidates(things)
     embedder = HashEmbedder()

@@ -24,7 +24,7 @@ def candidates_of(
     """Return at most k candidates for each question, by its id, best first.
 
     They come from a search of `library` where one is given; else they are the question's own passages, scored by the cosine
-    with the question; else they come from a search of the set's corpus. What a search finds is kept on disk, and searched
+    with the question; else, also where it has none of its own but those that answer it, from a search of the set's corpus. What a search finds is kept on disk, and searched
     again only if the library, the embedder or the way of searching is another. A question without candidates has ().
     """
     questions = question_set.questions
@@ -32,11 +32,11 @@ def candidates_of(
         return search_library(library, questions, k, how=how, settings=settings, progress=progress)
     found: dict[str, tuple[Candidate, ...]] = {}
     for done, question in enumerate(questions, start=1):
-        if question.passages:
+        if question.passages and not (question_set.has_corpus and all(passage.gold for passage in question.passages)):
             found[question.id] = _own(question, k, embedder)
         if progress:
             progress("own passages", done, len(questions), question_set.name)
-    searched = [question for question in questions if not question.passages]
+    searched = [question for question in questions if question.id not in found]
     if searched and question_set.has_corpus:
         found |= search_corpus(
             question_set, searched, k, how=how, embedder=embedder, settings=settings, progress=progress
