@@ -17,6 +17,7 @@ from edge_rag.evaluation.bench import (
     abstention_report,
     speed_answers,
     speed_ask,
+    speed_choice,
     speed_ingest,
     speed_search,
 )
@@ -97,6 +98,26 @@ def test_ask_measures_the_default_generator(tmp_path: Path, default_models: Path
     assert found["first token, first question"] > 0
     assert found["second question, same passages"] > 0
     assert found["prefill"] > 0
+
+
+def test_ask_with_a_selector_measures_its_scores_and_the_usual_pipeline(
+    tmp_path: Path, default_models: Path, selector_folder: Path
+) -> None:
+    library = tmp_path / "library"
+    with Library.open(library, create=True) as opened:
+        opened.add([DOCS / "keepers.md", DOCS / "tide-station.html"])
+    gguf = str(next(default_models.rglob("*.gguf")))
+    settings = replace(Settings(), answer_tokens=4, threads=1, generator=gguf, selector=str(selector_folder))
+    questions = ("Who kept the light?", "Where is the tide station?")
+    found = {f.name: f for f in speed_choice.figures(library, questions, settings, None, 2, None)}
+    assert found[f"sooner than {speed_choice.NAIVE}"].n == 2
+    assert all(figure.value > 0 for figure in found.values())
+    assert speed_choice.PEER not in " ".join(found)
+
+
+def test_a_folder_that_is_no_original_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no Hugging Face folder"):
+        list(speed_choice.figures(tmp_path, ("One?", "Two?"), Settings(selector="x"), tmp_path, 1, None))
 
 
 def test_ask_wants_three_questions(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ def candidates_of(
     """Return at most k candidates for each question, by its id, best first.
 
     They come from a search of `library` where one is given; else they are the question's own passages, scored by the cosine
-    with the question; else, also where it has none of its own but those that answer it, from a search of the set's corpus. What a search finds is kept on disk, and searched
-    again only if the library, the embedder or the way of searching is another. A question without candidates has ().
+    with the question; else, also where it has none of its own but those that answer it, they come from a search of the set's
+    corpus. What a search finds is kept on disk, and searched again only if the library, the embedder or the way of searching
+    is another. A question without candidates has ().
     """
     questions = question_set.questions
     if library is not None:

@@ -161,8 +161,9 @@ def _selector(settings: Settings) -> list[Ingredient]:
             f"{settings.selector} writes lists, which a bundle cannot carry yet",
             mend="leave out --selector, or give a folder",
         )
-    folder = locate_selector(settings.selector)
-    return _encoder(folder, "selector", SELECTOR_FOLDER, card_licence(folder))
+    folder, entry = locate_selector(settings.selector), catalog.find(settings.selector)
+    licence, source = (entry.licence, entry.source) if entry else (card_licence(folder), "")
+    return _encoder(folder, "selector", SELECTOR_FOLDER, licence, source)
 
 
 def _encoder(folder: Path, role: Role, place: str, licence: str, source: str = "") -> list[Ingredient]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_rag.cli.answers import SelectorOption
 from edge_rag.cli.common import JsonFlag, command_line, print_json, progress_of, settings_of
 from edge_rag.settings import library_path
 
@@ -89,19 +90,27 @@ def ask(
     gguf: Annotated[
         list[str] | None, typer.Option(help="Another generator to compare with. Repeatable.", metavar="FILE")
     ] = None,
+    selector: SelectorOption = None,
+    hf_selector: Annotated[
+        Path | None,
+        typer.Option(help="What the selector was made of, for sentence-transformers: RUN/model/model.", metavar="DIR"),
+    ] = None,
     rounds: RoundsOption = 5,
     json: JsonFlag = False,
 ) -> None:
     """Time answers to the first token, and weigh the memory.
 
+    With a selector also its scores, beside sentence-transformers' if that is installed, and answers over what it chooses,
+    beside the usual five nearest passages.
+
     Example: edge-rag -L ./lighthouse bench ask "How high is the tower?" "Who built it?" "When does the boat leave?"
     """
     from edge_rag.evaluation.bench import speed_ask
 
-    settings = settings_of(context)
+    settings = settings_of(context, selector=selector)
     report = speed_ask.measure(
         library_path(settings.library), questions, generators=[settings.generator, *(gguf or ())], rounds=rounds,
-        settings=settings, command=command_line(), progress=progress_of(context),
+        settings=settings, hf_selector=hf_selector, command=command_line(), progress=progress_of(context),
     )  # fmt: skip
     _print(report, json)
 

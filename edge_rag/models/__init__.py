@@ -71,18 +71,21 @@ def is_embedder(name: str) -> bool:
     return ((Path(name).expanduser() if _is_path(name) else PACKAGED / name) / "model.json").is_file()
 
 
-def open_scorer(folder: str, *, threads: int = 0) -> "OnnxScorer":
-    """Open the cross-encoder in a folder that `export onnx --role selector` made."""
+def open_scorer(name: str, *, threads: int = 0) -> "OnnxScorer":
+    """Open a packaged cross-encoder by name, or one that `export selector` or `export onnx` made, by its folder."""
     from edge_rag.models.selector import OnnxScorer
 
-    return OnnxScorer(locate_selector(folder), threads=threads)
+    return OnnxScorer(locate_selector(name), threads=threads)
 
 
-def locate_selector(folder: str) -> Path:
+def locate_selector(name: str) -> Path:
     """Return the folder of a selector; ModelError if it is none."""
+    from edge_rag.models import catalog
     from edge_rag.models.onnx_folder import read_folder
+    from edge_rag.models.store import PACKAGED
 
-    path = Path(folder).expanduser()
+    entry = catalog.find(name)
+    path = PACKAGED / name if entry is not None and entry.role == "selector" else Path(name).expanduser()
     read_folder(path, "selector")
     return path
 

@@ -1,7 +1,8 @@
 """How soon an answer begins, how fast it goes on, and what it needs: `edge-rag bench ask`.
 
 Each round is a new process that opens the models and asks three questions: one, a second over the very same passages
-(whose keys and values the model still has), and one about something else. Confidence 0 lets every one be answered.
+(whose keys and values the model still has), and one about something else. Confidence 0 lets every one be answered, and all
+of them show as many passages as the settings say, in the order of the search.
 """
 
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from edge_rag.answering import Assistant, KeepTop
 from edge_rag.errors import UsageError
+from edge_rag.evaluation.bench import speed_choice
 from edge_rag.evaluation.figures import MB, Figure, Report, check_counts, figure, load_average, ratios, surroundings
 from edge_rag.evaluation.processes import fresh_process, memory_of
 from edge_rag.interfaces import Generator, Message, Passage, Progress, Selection, Style
 from edge_rag.library import Library
+from edge_rag.models import is_lister
 from edge_rag.settings import Settings
 
 
@@ -35,10 +38,14 @@ def measure(
     generators: Sequence[str],
     rounds: int,
     settings: Settings,
+    hf_selector: Path | None = None,
     command: str,
     progress: Progress | None = None,
 ) -> Report:
-    """Ask with each generator in turn, round by round; the first of them is the one that the targets are for."""
+    """Ask with each generator in turn, round by round; the first of them is the one that the targets are for.
+
+    Where the settings name a selector, what it costs and saves is measured, too: see speed_choice.
+    """
     check_counts(rounds=rounds)
     if len(questions) != 3:
         raise UsageError(
@@ -58,6 +65,8 @@ def measure(
         progress("rounds", rounds, rounds, "")
     figures = [f for i, (name, runs) in enumerate(done.items()) for f in _figures(_short(name), runs, is_main=i == 0)]
     figures += _comparisons(done)
+    if settings.selector and not is_lister(settings.selector):
+        figures += speed_choice.figures(library, (questions[0], questions[2]), settings, hf_selector, rounds, progress)
     tokens = done[generators[0]][0].prompt_tokens
     notes = [
         f"three questions of {tokens[0]}, {tokens[1]} and {tokens[2]} prompt tokens, retrieval and the choice of evidence"
