@@ -148,6 +148,15 @@ def test_abstain_says_whether_the_shipped_constants_agree(
     assert values(report)["set, answerable: wrongly refused"] == 0
 
 
+def test_abstain_measures_a_selector_beside_the_rule() -> None:
+    sure = {"answerable": 0.9, "foreign": 0.4}
+    asked = [replace(e, sure=sure[e.kind] if e.dev else None) for e in examples()]
+    found = {f.name: f for f in abstention.by_selector(asked, threshold=0.3)}
+    assert found["selector: set, answerable: wrongly refused"].value == 0
+    assert found["selector: set, foreign: wrongly answered"].value == 100
+    assert found["selector: AUC: the passages hold the answer"].value == 1
+
+
 def test_json_and_markdown_show_the_same_figures() -> None:
     arguments = ["-q", "bench", "ingest", "--docs", str(DOCS), "--chunks", "4", "--rounds", "1"]
     printed = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)

@@ -227,16 +227,17 @@ def index(
 def abstain(
     context: typer.Context,
     limit: Annotated[int, typer.Option(help="Train questions of each set.", min=1)] = 1000,
+    selector: SelectorOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Fit and measure the rule for \"not in these documents\".
+    """Fit and measure the rule for \"not in these documents\", and a calibrated selector's decisions beside it.
 
     Example: edge-rag bench abstain
     """
     from edge_rag.evaluation.bench import abstention_report
     from edge_rag.models import open_embedder
 
-    settings = settings_of(context)
+    settings = settings_of(context, selector=selector)
     report = abstention_report.measure(
         open_embedder(settings.embedder, threads=settings.threads), settings, limit=limit, command=command_line(),
         progress=progress_of(context),

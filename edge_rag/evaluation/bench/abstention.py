@@ -7,8 +7,8 @@ partial  hotpotqa/fullwiki: two passages are needed, and the retriever that made
 foreign  natural questions asked of the squad2 corpus: the documents are about something else
 """
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from edge_rag.evaluation.figures import Figure, interval
 from edge_rag.evaluation.logistic import equal_error, fit_logistic
 from edge_rag.evaluation.question_sets import Question, is_dev, load_set, read_rows
 from edge_rag.evaluation.retrieval import library_of_set, search_set
-from edge_rag.interfaces import Embedder, Passage, Progress
+from edge_rag.interfaces import Embedder, Passage, Progress, Selector
 from edge_rag.library import Library
 from edge_rag.settings import Settings
 
@@ -32,6 +32,7 @@ class Example:
     held: bool  # the passages hold the answer: what the rule is fitted to
     dev: bool
     signals: evidence.Signals
+    sure: float | None = None  # how sure the selector is, where there is one that can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,23 @@ class Fit:
     rates: tuple[Figure, ...]  # how often it goes wrong on dev
 
 
-def collect(embedder: Embedder, settings: Settings, *, limit: int, progress: Progress | None = None) -> list[Example]:
-    """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals."""
+def collect(
+    embedder: Embedder,
+    settings: Settings,
+    *,
+    limit: int,
+    selector: Selector | None = None,
+    progress: Progress | None = None,
+) -> list[Example]:
+    """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals.
+
+    A selector is asked on the dev part, about all candidates: how sure it is was calibrated when it was exported.
+    """
     with library_of_set(load_set("squad2"), embedder=embedder, settings=settings, progress=progress) as library:
-        return [*_asked_of(library, settings, limit, progress), *_hotpot(embedder, settings, limit, progress)]
+        return [
+            *_asked_of(library, settings, limit, selector, progress),
+            *_hotpot(embedder, settings, limit, selector, progress),
+        ]
 
 
 def fit(examples: Sequence[Example]) -> Fit:
@@ -60,40 +74,60 @@ def fit(examples: Sequence[Example]) -> Fit:
     threshold = equal_error(
         train_scores[[e.kind == "answerable" for e in train]], train_scores[[e.kind == "foreign" for e in train]]
     )
-    rates = []
-    for source in sorted({e.source for e in dev}):
+    auc = _auc(dev_scores, np.array([e.held for e in dev]))
+    rates = tuple(error_rates(dev, dev_scores, threshold))
+    return Fit(tuple(round(float(w), 3) for w in weights), round(float(threshold), 3), auc, rates)
+
+
+def error_rates(examples: Sequence[Example], scores: npt.NDArray[np.float64], threshold: float) -> Iterator[Figure]:
+    """Say how often each kind of question is refused or answered wrongly."""
+    for source in sorted({e.source for e in examples}):
         for kind in ("answerable", "near", "partial", "foreign"):
-            chosen = np.array([e.source == source and e.kind == kind for e in dev])
+            chosen = np.array([e.source == source and e.kind == kind for e in examples])
             if chosen.any():
-                refused = dev_scores[chosen] < threshold
+                refused = scores[chosen] < threshold
                 wrong = refused if kind == "answerable" else ~refused
                 what = "wrongly refused" if kind == "answerable" else "wrongly answered"
-                rates.append(interval(f"{source}, {kind}: {what}", wrong))
-    auc = _auc(dev_scores, np.array([e.held for e in dev]))
-    return Fit(tuple(round(float(w), 3) for w in weights), round(float(threshold), 3), auc, tuple(rates))
+                yield interval(f"{source}, {kind}: {what}", wrong)
 
 
-def _asked_of(library: Library, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
+def by_selector(examples: Sequence[Example], threshold: float) -> Iterator[Figure]:
+    """Measure the selector's decisions on dev as the rule's are."""
+    dev = [e for e in examples if e.dev and e.sure is not None]
+    sure = np.array([e.sure for e in dev], dtype=float)
+    for found in error_rates(dev, sure, threshold):
+        yield replace(found, name=f"selector: {found.name}")
+    auc = _auc(sure, np.array([e.held for e in dev]))
+    yield Figure("selector: AUC: the passages hold the answer", "", len(dev), auc, auc, auc)
+
+
+def _asked_of(
+    library: Library, settings: Settings, limit: int, selector: Selector | None, progress: Progress | None
+) -> list[Example]:
     """squad2's questions, and foreign ones, asked of the squad2 corpus."""
     asked = [("squad2", row) for row in train_and_dev("squad2/questions", limit)]
     asked += [("nq_gold", row) for row in train_and_dev("nq_gold/questions", limit // 2)]
     questions = [Question(row["id"], row["question"], (), gold_ids=tuple(row.get("gold_ids", ()))) for _, row in asked]
-    searched = search_set(library, questions, settings.passages, settings=settings, progress=progress)
+    depth = max(settings.passages, settings.candidates) if selector else settings.passages
+    searched = search_set(library, questions, depth, settings=settings, progress=progress)
     examples = []
     for done, (source, row) in enumerate(asked, start=1):
         question, found = row["question"], searched[row["id"]]
-        kept = found.passages
+        kept = found.passages[: settings.passages]
         sentences = rank_sentences(question, kept, found.question_vector, library.embedder)
         kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
-        held = kind == "answerable" and not set(row["gold_ids"]).isdisjoint(found.ids)
+        held = kind == "answerable" and not set(row["gold_ids"]).isdisjoint(found.ids[: settings.passages])
         signals = evidence.signals(question, kept, sentences, found.cosines)
-        examples.append(Example(kind, source, held, is_dev(question), signals))
+        sure = selector.select(question, found.passages).confidence if selector and is_dev(question) else None
+        examples.append(Example(kind, source, held, is_dev(question), signals, sure))
         if progress:
             progress("questions", done, len(asked), source)
     return examples
 
 
-def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progress | None) -> list[Example]:
+def _hotpot(
+    embedder: Embedder, settings: Settings, limit: int, selector: Selector | None, progress: Progress | None
+) -> list[Example]:
     """hotpotqa/fullwiki brings its own ten retrieved passages; the nearest are kept."""
     rows = train_and_dev("hotpotqa/fullwiki", limit)
     examples = []
@@ -106,14 +140,16 @@ def _hotpot(embedder: Embedder, settings: Settings, limit: int, progress: Progre
             Passage(i, i, p["id"], p["title"], p["title"], None, 0, len(p["text"]), p["text"], cosines[i])
             for i, p in enumerate(row["passages"])
         ]
-        kept = sorted(passages, key=lambda p: -p.score)[: settings.passages]
+        ranked = sorted(passages, key=lambda p: -p.score)
+        kept = ranked[: settings.passages]
         held_titles = {p["title"] for p in row["passages"]}
         complete = all(title in held_titles for title in row["gold_titles"])
         held = complete and all(title in {p.title for p in kept} for title in row["gold_titles"])
         sentences = rank_sentences(question, kept, vector, embedder)
         signals = evidence.signals(question, kept, sentences, cosines)
         kind = "answerable" if complete else "partial"
-        examples.append(Example(kind, "hotpotqa/fullwiki", held, is_dev(question), signals))
+        sure = selector.select(question, ranked).confidence if selector and is_dev(question) else None
+        examples.append(Example(kind, "hotpotqa/fullwiki", held, is_dev(question), signals, sure))
         if progress:
             progress("questions with their own passages", done, len(rows), "hotpotqa/fullwiki")
     return examples

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 
-from edge_rag.answering import evidence
+from edge_rag.answering import OnnxSelector, evidence
 from edge_rag.evaluation.bench import abstention
 from edge_rag.evaluation.figures import Figure, Report, check_counts, load_average, surroundings
 from edge_rag.interfaces import Embedder, Progress
+from edge_rag.models import is_lister, open_scorer
 from edge_rag.settings import Settings
 
 ALIKE = 97.0  # % of dev examples: kernels of other processors round vectors differently, and other train samples weigh a little
@@ -19,12 +20,15 @@ def measure(
     """Fit on the train part, measure on dev, and say whether the shipped constants are those of the fit."""
     check_counts(limit=limit)
     load_before = load_average()
-    examples = abstention.collect(embedder, settings, limit=limit, progress=progress)
+    selector, threshold_of_selector = _selector(settings)
+    examples = abstention.collect(embedder, settings, limit=limit, selector=selector, progress=progress)
     fit = abstention.fit(examples)
     n_train, n_dev = sum(not e.dev for e in examples), sum(e.dev for e in examples)
     names = ["bias", *(f.name for f in fields(evidence.Signals))]
     figures = [*fit.rates]
     figures.append(Figure("AUC: the passages hold the answer", "", n_dev, fit.auc_dev, fit.auc_dev, fit.auc_dev))
+    if selector:
+        figures += abstention.by_selector(examples, threshold_of_selector)
     figures += [
         Figure(f"weight of {name}", "", n_train, fitted, fitted, fitted, f"shipped: {shipped:g}")
         for name, fitted, shipped in zip(names, fit.weights, evidence.WEIGHTS, strict=True)
@@ -46,6 +50,16 @@ def measure(
         f"they {'are in force' if in_force else 'are NOT in force'} with this embedder ({embedder.fingerprint})",
     ]
     return Report("Abstention", tuple(figures), tuple(notes), surroundings(command, load_before))
+
+
+def _selector(settings: Settings) -> tuple[OnnxSelector | None, float]:
+    """Return the settings' selector and its threshold, if it was calibrated."""
+    if not settings.selector or is_lister(settings.selector):
+        return None, 0.0
+    scorer = open_scorer(settings.selector, threads=settings.threads)
+    if scorer.calibration is None:
+        return None, 0.0
+    return OnnxSelector(lambda: scorer, settings.passages), scorer.calibration.threshold
 
 
 def _decides(weights: Sequence[float], threshold: float, example: abstention.Example) -> bool:
