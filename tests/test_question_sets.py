@@ -155,6 +155,20 @@ def test_a_smaller_limit_draws_some_of_the_same_questions(many: str) -> None:
     assert set(load_set(many, limit=10, seed=3).questions) <= set(load_set(many, limit=90, seed=3).questions)
 
 
+@pytest.mark.parametrize("limit", [None, 50, 280])
+def test_spared_are_those_that_a_limit_would_draw(many: str, limit: int | None) -> None:
+    chosen_by = set(load_set(many, limit=30, seed=3).questions)
+    others = load_set(many, limit=limit, spare=30, seed=3).questions
+    assert len(others) == min(270, limit or 300) and not chosen_by & set(others)
+    numbers = [int(question.answers[0]) for question in others]
+    assert numbers == sorted(numbers)
+
+
+def test_who_spares_all_is_told_so(many: str) -> None:
+    with pytest.raises(UsageError, match="no more than 300 questions of this part; give a smaller --spare"):
+        load_set(many, spare=300)
+
+
 def test_every_question_is_about_equally_likely_to_be_drawn(many: str) -> None:
     counts = dict.fromkeys(range(300), 0)
     for seed in range(60):

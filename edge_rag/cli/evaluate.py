@@ -39,6 +39,12 @@ def run(
     ],
     part: Annotated[str, typer.Option(help="all, or the dev or train questions.", metavar="PART")] = "all",
     limit: Annotated[int | None, typer.Option(help="At most so many questions, drawn by the seed.", min=1)] = None,
+    spare: Annotated[
+        int,
+        typer.Option(
+            help="Leave out those that --limit N would draw: settings were chosen by them.", metavar="N", min=0
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Draws questions, others and orders.", min=0)] = 0,
     out: Annotated[
         Path | None,
@@ -57,7 +63,7 @@ def run(
     selector: Annotated[
         str,
         typer.Option(
-            help="keep-top; oracle, which knows the gold; or an exported one: a folder, or a GGUF.", metavar="NAME|PATH"
+            help="keep-top; oracle, which knows the gold; or a trained one: name, folder, or GGUF.", metavar="NAME|PATH"
         ),
     ] = "keep-top",
     keep: Annotated[int, typer.Option(help="Most passages that the selector keeps; 0: all.", min=0)] = 0,
@@ -94,7 +100,7 @@ def run(
         seed,
     )
     arms = [parse_arm(text) for text in dict.fromkeys(arm)]
-    questions = load_set(set, part=one_of("--part", part, ("all", "dev", "train")), limit=limit, seed=seed)
+    questions = load_set(set, part=one_of("--part", part, ("all", "dev", "train")), limit=limit, spare=spare, seed=seed)
     runs = evaluate(
         questions,
         _folders(out, questions.name, arms),
@@ -103,6 +109,7 @@ def run(
         settings,
         part=part,
         limit=limit,
+        spare=spare,
         command=command_line(),
         progress=progress_of(context),
     )

@@ -73,14 +73,15 @@ class QuestionSet:
                     yield replace(passage, gold=False)
 
 
-def load_set(spec: str, *, part: Part = "all", limit: int | None = None, seed: int = 0) -> QuestionSet:
+def load_set(spec: str, *, part: Part = "all", limit: int | None = None, spare: int = 0, seed: int = 0) -> QuestionSet:
     """Load a set by its path or by its name under EDGE_RAG_DATA.
 
     `limit` draws at most that many questions of the part; with the same seed a smaller limit draws some of the same questions.
+    `spare` leaves out those that a limit of so many would draw: what was chosen by these is measured on others.
     """
     path, name = _find(spec)
     source = open_questions(path)
-    questions = _draw(source.questions, name, part, limit, seed)
+    questions = _draw(source.questions, name, part, limit, spare, seed)
     corpus = source.corpus or (_corpus_beside(path) if source.format == "edge_rag" else None)
     found = QuestionSet(name, source.format, tuple(questions), corpus, path, _sha256(source))
     return replace(found, questions=tuple(_with_titles_found(found)))
@@ -195,24 +196,30 @@ def _corpus_beside(path: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _draw(questions: Iterator[Question], name: str, part: Part, limit: int | None, seed: int) -> Iterator[Question]:
+def _draw(
+    questions: Iterator[Question], name: str, part: Part, limit: int | None, spare: int, seed: int
+) -> Iterator[Question]:
     """Yield the questions of a part, at most as many as the limit says. Only what is kept stays in memory."""
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} leaves no question", mend="give --limit 1 or more")
     of_part = (question for question in questions if part == "all" or is_dev(question.question) == (part == "dev"))
     count = 0
-    if limit is None:
+    if limit is None and not spare:
         for count, question in enumerate(of_part, 1):  # noqa: B007
             yield question
     else:
         draw = random.Random(seed)
+        most = None if limit is None else limit + spare
         kept: list[tuple[float, int, Question]] = []  # those with the highest numbers drawn, the lowest of them first
         for count, question in enumerate(of_part, 1):
             drawn = (draw.random(), count, question)
-            if len(kept) < limit:
+            if most is None or len(kept) < most:
                 heapq.heappush(kept, drawn)
             else:
                 heapq.heappushpop(kept, drawn)
+        kept = sorted(kept)[: len(kept) - spare] if spare else kept
+        if count and not kept:
+            raise UsageError(f"{name} has no more than {count} questions of this part", mend="give a smaller --spare")
         yield from (question for _, _, question in sorted(kept, key=lambda drawn: drawn[1]))
     if count == 0:
         where = "" if part == "all" else f" in its {part} part"

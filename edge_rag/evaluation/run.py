@@ -66,6 +66,7 @@ def evaluate(
     *,
     part: str,
     limit: int | None,
+    spare: int = 0,
     command: str,
     progress: Progress | None = None,
 ) -> list[Run]:
@@ -80,6 +81,7 @@ def evaluate(
             make_folder(folder)
             locks.enter_context(writer_lock(folder, "eval run"))
             configs[arm] = _config(question_set, arm, plan, part, limit, command) | of_selector
+            configs[arm] |= {"spare": spare} if spare else {}
             check_config(folder, configs[arm], INCIDENTAL)
         open_arms = [arm for arm, folder in arms.items() if not (folder / SUMMARY).is_file()]
         if open_arms:
