@@ -30,6 +30,7 @@ from . import outputs
 from .to_onnx import export_onnx
 
 NEARLY_ALL = 0.95  # of the questions whose gold the best ones would hold, those whose gold is kept
+REFUSED = 0.07  # of the questions whose gold is there, those that may be refused: as many as by the rule for the search's scores
 SAFELY = 0.98  # of the questions that are settled early, those in which the rest would have changed nothing
 NEVER = 1e6  # a score that none reaches
 FEWEST = 20  # questions that say anything
@@ -122,10 +123,11 @@ def calibrate(scored: Sequence[Scored], most: int) -> Calibration:
     bias, slope = fit_logistic(np.stack([np.ones(len(best)), best], 1), held, np.ones(len(best)))
     sure = 1 / (1 + np.exp(-(bias + slope * best)))
     n = len(scored)
+    # Both errors equally frequent, but for hard twins: a quarter of all good questions would be refused to tell these.
+    threshold = min(equal_error(sure[:n], sure[n:]), float(np.quantile(sure[:n], REFUSED, method="lower")))
     return Calibration(
-        slope=float(slope), bias=float(bias), threshold=equal_error(sure[:n], sure[n:]), margin=margin,
-        settled=_settled(scored, most, margin),
-    )  # fmt: skip
+        slope=float(slope), bias=float(bias), threshold=threshold, margin=margin, settled=_settled(scored, most, margin)
+    )
 
 
 def _answerable(scored: Sequence[Scored], most: int, margin: float) -> tuple[Floats, npt.NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="needs the [export] extra")
 
-from edge_rag.export.selector import FEWEST, NEVER, Scored, calibrate, export_selector, figures
+from edge_rag.export.selector import FEWEST, NEVER, REFUSED, Scored, calibrate, export_selector, figures
 
 from edge_rag.errors import UsageError
 
@@ -51,6 +51,12 @@ def test_the_confidence_tells_what_is_there_from_what_is_not() -> None:
     report = figures(blurred, calibrate(blurred, 4), 4)
     assert 0.5 < report["auroc"][0] < 1.0
     assert report["wrongly_refused"][0] == pytest.approx(report["wrongly_answered"][0], abs=0.05)
+
+
+def test_twins_that_cannot_be_told_are_answered_rather_than_good_questions_refused() -> None:
+    alike = questions(200, apart=0.6)
+    report = figures(alike, calibrate(alike, 4), 4)
+    assert 0 < report["wrongly_refused"][0] <= REFUSED < report["wrongly_answered"][0]
 
 
 def test_early_only_where_the_rest_would_have_changed_nothing() -> None:
