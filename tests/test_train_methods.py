@@ -19,7 +19,7 @@ from edge_rag.train.examples import Example
 from edge_rag.train.language_model import Sampled
 from edge_rag.train.page import METRICS
 from edge_rag.train.quotes import quotes, reasoned_target
-from edge_rag.train.rose import choose, is_right, is_sound, judge, newest_pairs, read_pairs, reasons_of
+from edge_rag.train.rose import Responses, choose, is_right, is_sound, judge, newest_pairs, read_pairs, reasons_of
 from in_process import edge_rag
 from question_rows import door_questions
 from tiny_models import make_model
@@ -173,16 +173,17 @@ def test_rose_prefers_right_responses_and_its_adapter_runs(
     shown = edge_rag("train", "rose", "inspect", tmp_path / "rose", "--limit", 2, home=home).stdout
     assert shown.count("chosen ") == 2
     assert pairs[0].question in shown
-    rows = tmp_path / "rose" / "rows" / "responses.jsonl"
-    sampled = rows.read_bytes()
+    rows, scores = (tmp_path / "rose" / "rows" / f"{name}.jsonl" for name in ("responses", "scores"))
+    sampled, scored = rows.read_bytes(), scores.read_bytes()
     shutil.rmtree(tmp_path / "rose" / "model")
     shutil.rmtree(tmp_path / "rose" / "pairs-1")
     edge_rag(*command, home=home)  # what was sampled is dear, and found again
-    assert rows.read_bytes() == sampled
+    assert (rows.read_bytes(), scores.read_bytes()) == (sampled, scored)
     assert read_pairs(newest_pairs(tmp_path / "rose")) == pairs
     command[command.index(tmp_path / "rose")] = tmp_path / "other"
     edge_rag(*command, "--loss", "dpo", "--pick", "random", "--responses", tmp_path / "rose", home=home)
-    assert sorted((tmp_path / "other" / "rows" / "responses.jsonl").read_bytes()) == sorted(sampled)
+    for name, stored in (("responses", sampled), ("scores", scored)):
+        assert sorted((tmp_path / "other" / "rows" / f"{name}.jsonl").read_bytes()) == sorted(stored)
 
 
 def test_an_adapter_that_is_none_is_said_so(base: Path, questions: Path, tmp_path: Path, home: Path) -> None:
@@ -221,8 +222,10 @@ def example(
         ("thomas moar.", "right"),
         ("The keeper", "wrong"),
         ("Moar", "unclear"),  # part of the answer: perhaps an alias
+        ("Thomas B. Moar", "unclear"),  # nearly right, which is no example of right
         ("It was Thomas Moar who lit it", "unclear"),  # holds the answer
         (NOT_FOUND, "wrong"),
+        ("this is not in these documents", "wrong"),
         ("", "unclear"),
     ],
 )
@@ -231,8 +234,15 @@ def test_answers_are_judged_by_all_that_is_accepted(answer: str, kind: str) -> N
 
 
 def test_where_nothing_tells_only_to_say_so_is_right() -> None:
-    assert is_right(NOT_FOUND, example()) == "right"
+    assert is_right(NOT_FOUND, example()) == is_right(NOT_FOUND.lower(), example()) == "right"
     assert is_right("Thomas Moar", example()) == "wrong"
+
+
+def test_the_same_answer_in_odd_letters_is_no_other_one() -> None:
+    found = Responses()
+    for text in ("Thomas Moar", "thomas moar.", "T. Moar"):
+        found.add_right(text)
+    assert found.right == {"Thomas Moar", "T. Moar"}
 
 
 def test_what_was_cut_off_is_no_example() -> None:

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, final_answer
+from edge_rag.answering.prompt import ANSWER_MARK, NOT_FOUND, PROMPT_VERSION, final_answer, is_refusal
 from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
 from edge_rag.evaluation.scoring import contains_answer, score_text, squad_words
@@ -38,16 +38,16 @@ from .fit import Fitted
 from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
 from .quotes import reasoned_target
-from .run import TrainingRun
+from .run import ROWS, TrainingRun
 from .supervised import Plan, hashes_of_sets, make_examples, read_examples
 from .trainable import ADAPTER, Trainable, open_trainable
-from .writer import borrow, key_of, open_gguf, sample_once, telling
+from .writer import borrow, key_of, open_gguf, sample_once, score_once, telling
 
 Pick = Literal["hardest", "random", "easiest"]
 
-RESPONSES = "responses"
+RESPONSES, SCORES = "responses", "scores"
 REASON_TOKENS, ANSWER_TOKENS = 80, 24
-RIGHT_F1, WRONG_F1 = 0.8, 0.4  # an answer between them is neither: its question is left to the others
+WRONG_F1 = 0.4  # an answer above it that is not right to the word is neither: its question is left to the others
 LEAST_WORDS, MOST_WORDS = 4, 80  # of reasons
 LEAST_KNOWN = 0.6  # share of the reasons' words that stand in the passages or the question: the rest is made up
 LEAST_USED = (
@@ -116,6 +116,8 @@ def train_rose(
         examples = make_examples(run, plan, first, embedder, settings, progress)
         if responses is not None and run.is_main:
             borrow(responses, run, RESPONSES)
+            if (responses / ROWS / f"{SCORES}.jsonl").is_file():
+                borrow(responses, run, SCORES)
         fitted, model = None, first
         for number in range(1, preferences.rounds + 1):
             name = "model" if number == preferences.rounds else f"model-{number}"
@@ -228,11 +230,11 @@ class _Round:
         for n, example in enumerate(examples):
             gathered = found[example.id] = Responses()
             if not example.answers:
-                gathered.right.add(NOT_FOUND)
+                gathered.add_right(NOT_FOUND)
             elif example.style == "words":
-                gathered.right.add(example.target)
+                gathered.add_right(example.target)
             for text in helped.get(n, ()):
-                gathered.right.add(text)
+                gathered.add_right(text)
                 counts["reasons that hold"] += 1
             for sample in plain[n]:
                 kind = judge(sample, example)
@@ -240,9 +242,9 @@ class _Round:
                 if kind == "wrong":
                     gathered.wrong.add(sample.text.strip())
                 elif kind == "right" and (example.style == "words" or is_sound(reasons_of(sample.text), example)):
-                    gathered.right.add(sample.text.strip())
+                    gathered.add_right(sample.text.strip())
             if not gathered.right:
-                gathered.right.add(reasoned_target(example))
+                gathered.add_right(reasoned_target(example))
                 counts["no reasons of its own: quotes"] += 1
         return found
 
@@ -279,7 +281,10 @@ class _Round:
         counts["no wrong response"] = len(examples) - len(both)
         counts["pairs"] = len(both)
         texts = [[*sorted(responses[e.id].right), *sorted(responses[e.id].wrong)] for e in both]
-        scored = writer.score([e.prompt for e in both], texts, self.told(f"{part}, scores", len(both)))
+        scored = score_once(
+            self.run, SCORES, writer, key_of(self.base, self.adapter, writer), [e.prompt for e in both], texts,
+            what=f"round {self.number}, {part}, scores", progress=self.progress,
+        )  # fmt: skip
         found = []
         for example, scores in zip(both, scored, strict=True):
             means = {score.text: score.mean for score in scores}
@@ -353,6 +358,11 @@ class Responses:
     right: set[str] = field(default_factory=set)
     wrong: set[str] = field(default_factory=set)
 
+    def add_right(self, text: str) -> None:
+        """Add what says something new. The same words in odd letters would be found the least likely, and be learnt."""
+        if squad_words(text) not in map(squad_words, self.right):
+            self.right.add(text)
+
 
 Kind = Literal["right", "wrong", "unclear"]
 
@@ -361,21 +371,23 @@ def judge(sample: Sampled, example: Example) -> Kind:
     """Judge what the model wrote. What it did not end is nobody's example."""
     if not sample.is_whole or not sample.text.strip():
         return "unclear"
-    if example.style == "rationale" and NOT_FOUND not in sample.text and not has_mark(sample.text):
+    if is_refusal(sample.text):
+        return is_right(sample.text, example)
+    if example.style == "rationale" and not has_mark(sample.text):
         return "unclear"
-    return is_right(sample.text if NOT_FOUND in sample.text else final_answer(sample.text, example.style), example)
+    return is_right(final_answer(sample.text, example.style), example)
 
 
 def is_right(answer: str, example: Example) -> Kind:
     """Compare an answer with all accepted ones. A wrong one must not hold a right one, nor be nearly it: aliases are many."""
-    if NOT_FOUND in answer:
+    if is_refusal(answer):
         return "wrong" if example.answers else "right"
     if not answer:
         return "unclear"
     if not example.answers:
         return "wrong"
     scores = score_text(answer, example.answers)
-    if scores["em"] or scores["f1"] >= RIGHT_F1:
+    if scores["em"]:
         return "right"
     held = contains_answer(answer, example.answers) or any(contains_answer(a, [answer]) for a in example.answers)
     return "unclear" if held or scores["f1"] > WRONG_F1 else "wrong"
@@ -384,7 +396,7 @@ def is_right(answer: str, example: Example) -> Kind:
 def is_sound(reasons: str, example: Example) -> bool:
     """Tell whether reasons are of a fit length, made of what the passages say, and more than the hint again."""
     words = squad_words(reasons)
-    if not LEAST_WORDS <= len(words) <= MOST_WORDS or NOT_FOUND in reasons or has_mark(reasons):
+    if not LEAST_WORDS <= len(words) <= MOST_WORDS or is_refusal(reasons) or has_mark(reasons):
         return False
     shown = {word for p in example.passages for word in squad_words(f"{p.title} {p.text}")}
     hinted = set(squad_words(example.question)) | {word for answer in example.answers for word in squad_words(answer)}

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from edge_rag.evaluation.run_folder import content_key, file_hashes, read_rows
 from edge_rag.interfaces import Message, Progress
 
 from .gguf_model import GgufModel
-from .language_model import LanguageModel, Prompts, Sampled
+from .language_model import LanguageModel, Prompts, Sampled, Scored
 from .run import ROWS, TrainingRun
 from .torch_model import TorchModel
 
@@ -108,6 +108,40 @@ def sample_once(
                 [prompts[i] for i in new], n=n, max_tokens=max_tokens, temperature=temperature, seed=seed, on_done=keep
             )  # fmt: skip
         return [[Sampled(**sample) for sample in known[key]] for key in keys]
+
+
+def score_once(
+    run: TrainingRun,
+    store: str,
+    model: LanguageModel,
+    made_by: str,
+    prompts: Prompts,
+    answers: Sequence[Sequence[str]],
+    *,
+    what: str,
+    progress: Progress | None,
+) -> list[list[Scored]]:
+    """Score what the store does not hold yet, and store it."""
+    keys = [
+        [content_key(made_by, as_json(prompt), text) for text in texts]
+        for prompt, texts in zip(prompts, answers, strict=True)
+    ]
+    with run.rows(store) as known:
+        new = [
+            {key: text for key, text in zip(own, texts, strict=True) if key not in known}
+            for own, texts in zip(keys, answers, strict=True)
+        ]
+        lacking = [n for n, own in enumerate(new) if own]
+        tell = telling(progress, what, len(lacking))
+
+        def keep(index: int, scores: list[Scored]) -> None:
+            for key, score in zip(new[lacking[index]], scores, strict=True):
+                known.add(key, asdict(score))
+            tell(index, scores)
+
+        if lacking:
+            model.score([prompts[n] for n in lacking], [[*new[n].values()] for n in lacking], keep)
+        return [[Scored(known[key]["text"], tuple(known[key]["logprobs"])) for key in own] for own in keys]
 
 
 def borrow(other: Path, run: TrainingRun, store: str) -> None:

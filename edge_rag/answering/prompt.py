@@ -84,6 +84,11 @@ def pseudo_passage(text: str) -> Passage:
     )  # fmt: skip
 
 
+def is_refusal(text: str) -> bool:
+    """Tell whether a text says that the documents do not hold the answer, in whatever letters it was drawn."""
+    return NOT_FOUND.rstrip(".").casefold() in text.casefold()
+
+
 def says_nothing(pseudo_passage: str) -> bool:
     """Tell whether the generator says that it does not know."""
     return NOT_FOUND in pseudo_passage or _UNKNOWN.match(pseudo_passage) is not None
