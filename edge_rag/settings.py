@@ -25,7 +25,9 @@ class Settings:
     embedder: str = "all-minilm-l6-v2"  # catalog name, or the folder of an exported one; a library keeps its own
     generator: str = "smollm2-135m-rag"  # catalog name, path of a GGUF file, "extractive", or http(s)://host/v1#model
     lora: str = ""  # path of a GGUF adapter for the generator; "": none
-    selector: str = ""  # folder of an exported selector, or a GGUF adapter that lists; "": in the order of the search
+    selector: str = (
+        "minilm-l6-rag"  # catalog name, folder of an exported one, a GGUF that lists; "": as the search ranks
+    )
     threads: int = 0  # for models; 0: the physical cores that this process may use
     chunk_tokens: int = 200  # most tokens of a chunk with its heading, counted with the embedder's tokenizer
     max_file_mb: int = 256  # larger files are reported, not read

@@ -577,7 +577,10 @@ def test_a_build_that_cannot_be_says_why_and_leaves_nothing(small_library, tmp_p
     (tmp_path / "empty-folder").mkdir()
     path = tmp_path / "out" / "x.erag"
     for arguments, message in (
-        ({"max_bytes": 1_000_000}, r"it would have 2\d\.\d MB, and 1\.0 are allowed \(embedder/model.int8.data 23\.5"),
+        (
+            {"max_bytes": 1_000_000},
+            r"it would have 4\d\.\d MB, and 1\.0 are allowed \(selector/model.int8.data 24\.1, embedder",
+        ),
         ({"settings": Settings(generator="http://localhost:1/v1#x")}, "a server: it cannot be bundled"),
         ({"settings": Settings(generator="extractive", lora="x.gguf")}, "an adapter needs a generator"),
         ({"signing_key": tmp_path / "docs" / "a.md"}, "cannot be used as a key"),
@@ -587,7 +590,7 @@ def test_a_build_that_cannot_be_says_why_and_leaves_nothing(small_library, tmp_p
     with pytest.raises(EdgeRagError, match="no library here"):
         build(tmp_path / "empty-folder", path, settings=EXTRACTS)
     assert not path.parent.exists() or list(path.parent.iterdir()) == []
-    build(small_library, path, settings=EXTRACTS, max_bytes=30_000_000)
+    build(small_library, path, settings=EXTRACTS, max_bytes=60_000_000)
     with pytest.raises(UsageError, match="is there already"):
         build(small_library, path, settings=EXTRACTS)
 

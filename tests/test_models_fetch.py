@@ -20,6 +20,7 @@ from edge_rag.cli.commands import app
 from edge_rag.errors import ModelError, UsageError
 from edge_rag.models import catalog, fetch, store
 from edge_rag.models.catalog import Source
+from edge_rag.models.onnx_folder import read_folder
 
 DATA = random.Random(7).randbytes(3_000_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -351,9 +352,10 @@ def test_a_text_that_is_no_source_is_refused(home: Path, source: str) -> None:
         fetch.pull(source, sha256=SHA256)
 
 
-def test_the_packaged_embedder_needs_no_pull(home: Path) -> None:
+@pytest.mark.parametrize("name", ["all-minilm-l6-v2", "minilm-l6-rag"])
+def test_what_comes_with_the_package_needs_no_pull(home: Path, name: str) -> None:
     with pytest.raises(UsageError, match="comes with edge_rag"):
-        fetch.pull("all-minilm-l6-v2")
+        fetch.pull(name)
 
 
 def test_without_a_name_the_generator_of_the_settings_is_pulled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +453,13 @@ def test_every_catalog_entry_has_a_source_that_can_be_read() -> None:
     assert len(names) == len(set(names))
     for entry in catalog.CATALOG:
         assert store.model_folder(entry.name)
-        if not entry.source.startswith("packaged:"):
+        if entry.source.startswith("packaged:"):
+            folder = store.PACKAGED / entry.name
+            assert read_folder(folder, entry.role).hashes[entry.file] == entry.sha256
+            assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".txt") == pytest.approx(
+                entry.size_bytes, rel=0.02
+            )
+        else:
             assert isinstance(catalog.parse_source(entry.source), Source)
 
 

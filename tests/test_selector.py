@@ -56,6 +56,16 @@ def library_folder(tmp_path: Path) -> Path:
     return tmp_path / "library"
 
 
+def test_the_one_that_comes_with_the_package_knows_what_answers_and_when_nothing_does() -> None:
+    shipped = open_scorer(Settings().selector, threads=1)
+    assert shipped.name == Settings().selector
+    found = choose(shipped, QUESTION, [passage(n, fact) for n, fact in enumerate(FACTS)], 4)
+    assert found.passages[0].text == FACTS[1]
+    nothing = choose(shipped, "What is the capital of Mongolia?", [passage(n, fact) for n, fact in enumerate(FACTS)], 4)
+    assert found.confidence is not None and nothing.confidence is not None
+    assert found.confidence > found.threshold > nothing.confidence
+
+
 def test_the_best_by_score_are_kept_best_first_as_they_came(scorer: OnnxScorer) -> None:
     passages = [passage(n, fact) for n, fact in enumerate(FACTS)]
     scores = scorer.score(QUESTION, [scored_text(p) for p in passages]).tolist()

@@ -51,7 +51,7 @@ PromptOption = Annotated[
 SelectorOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder of an exported selector, or GGUF adapter that lists; '' for the search's order.", metavar="PATH"
+        help="Selector: its name, folder, or GGUF adapter that lists; '' for the search's order.", metavar="NAME|PATH"
     ),
 ]
 PassagesOption = Annotated[int | None, typer.Option(help="Passages shown to the generator.", metavar="N")]

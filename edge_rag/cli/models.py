@@ -96,7 +96,7 @@ def show(
     Example: edge-rag models show smollm2-135m-instruct --verify
     """
     from edge_rag.errors import ModelError
-    from edge_rag.models import catalog, open_embedder, store
+    from edge_rag.models import catalog, open_embedder, open_scorer, store
 
     entry, manifest = catalog.find(name), store.read_manifest(name)
     if entry is None and manifest is None:
@@ -105,7 +105,8 @@ def show(
     if entry is not None:
         known = {f: getattr(entry, f) for f in ("name", "role", "source", "sha256", "size_bytes", "licence", "notes")}
         if entry.source.startswith("packaged:"):
-            known["fingerprint"] = open_embedder(name).fingerprint  # opening hashes every file
+            opened = open_embedder(name) if entry.role == "embedder" else open_scorer(name)  # which hashes every file
+            known["fingerprint"] = opened.fingerprint
             known["verified"] = True
     if manifest is not None:
         known |= {f: getattr(manifest, f) for f in ("name", "role", "source", "licence", "sha256", "size_bytes")}

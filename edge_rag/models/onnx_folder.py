@@ -130,8 +130,7 @@ def run_each(run: Callable[[int], None], lengths: Sequence[int], threads: int) -
 
 
 def _mend(role: str) -> str:
-    packaged = "reinstall edge-rag, or " if role == "embedder" else ""
-    return f"{packaged}make one: edge-rag export onnx MODEL_DIR -o DIR --role {role}"
+    return f"reinstall edge-rag, or make one: edge-rag export onnx MODEL_DIR -o DIR --role {role}"
 
 
 def _check_files(files: Files, role: str, hashes: dict[str, str]) -> None:
