@@ -143,7 +143,8 @@ def test_abstain_says_whether_the_shipped_constants_agree(
     monkeypatch.setattr(abstention, "collect", lambda *args, **kwargs: examples())
     monkeypatch.setattr(evidence, "THRESHOLD", fit.threshold)
     monkeypatch.setattr(evidence, "WEIGHTS", fit.weights if agrees else tuple(-w for w in fit.weights))
-    report = abstention_report.measure(HashEmbedder(), Settings(), limit=5, command="edge-rag bench abstain")
+    plain = Settings(selector="")
+    report = abstention_report.measure(HashEmbedder(), plain, limit=5, command="edge-rag bench abstain")
     assert any(said in note for note in report.notes)
     assert values(report)["set, answerable: wrongly refused"] == 0
 
