@@ -66,6 +66,12 @@ def test_the_one_that_comes_with_the_package_knows_what_answers_and_when_nothing
     assert found.confidence > found.threshold > nothing.confidence
 
 
+@pytest.mark.parametrize("name", ["no-such-selector", "smollm2-135m-rag"])
+def test_a_name_that_no_selector_has_is_one_clear_line(name: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no selector '{name}'; run: edge-rag models list"):
+        open_scorer(name)
+
+
 def test_the_best_by_score_are_kept_best_first_as_they_came(scorer: OnnxScorer) -> None:
     passages = [passage(n, fact) for n, fact in enumerate(FACTS)]
     scores = scorer.score(QUESTION, [scored_text(p) for p in passages]).tolist()

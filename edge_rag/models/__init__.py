@@ -86,6 +86,8 @@ def locate_selector(name: str) -> Path:
 
     entry = catalog.find(name)
     path = PACKAGED / name if entry is not None and entry.role == "selector" else Path(name).expanduser()
+    if not _is_path(name) and not path.exists():
+        raise ModelError(f"there is no selector {name!r}", mend="run: edge-rag models list; or give the folder of one")
     read_folder(path, "selector")
     return path
 
