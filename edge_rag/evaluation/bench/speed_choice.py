@@ -49,6 +49,8 @@ def figures(
         yield figure(f"{PEER}: {PAIRS} pairs", "s", seconds[PEER])
         yield figure(f"selector faster than {PEER}", "x", ratios(seconds[PEER], seconds["selector"]), at_least=3)
 
+    if locate_generator(settings.generator) is None:
+        return  # a server: how soon it answers says nothing of this machine
     own = replace(settings, confidence=0.0)
     ways: dict[str, Callable[[], float]] = {
         "ask": functools.partial(first_token, library, own, tuple(questions)),
