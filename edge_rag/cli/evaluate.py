@@ -122,19 +122,32 @@ def run(
 @app.command()
 def compare(
     context: typer.Context,
-    a: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN_A")],
-    b: Annotated[Path, typer.Argument(help="Folder of another run over the same questions.", metavar="RUN_B")],
-    limit: Annotated[int, typer.Option(help="Changed questions that are listed.", min=0)] = 20,
+    a: Annotated[Path, typer.Argument(help="Folder of a run, or of runs.", metavar="RUN_A")],
+    b: Annotated[
+        Path, typer.Argument(help="Folder of another run, or of runs, over the same questions.", metavar="RUN_B")
+    ],
+    limit: Annotated[int, typer.Option(help="Changed questions that are listed, of two runs.", min=0)] = 20,
+    metric: Annotated[str, typer.Option(help="What the rows show, of folders of runs.", metavar="NAME")] = "f1",
     json: JsonFlag = False,
 ) -> None:
     """Compare two runs question by question: differences with intervals, and what changed.
 
+    Of two folders of runs, those over the same questions and arm are compared, with the average over all of them.
+
     Example: edge-rag eval compare runs/squad2/gold runs/squad2/gold+8
     """
+    from edge_rag.evaluation import compare_folders
     from edge_rag.evaluation.compare import compare as compare_runs
     from edge_rag.evaluation.compare import markdown
     from edge_rag.evaluation.predictions import read_run
 
+    if compare_folders.holds_several(a) and compare_folders.holds_several(b):
+        folders = compare_folders.compare_folders(a, b, metric=metric)
+        if json:
+            print_json(folders)
+        else:
+            print(compare_folders.markdown(folders))
+        return
     comparison = compare_runs(read_run(a), read_run(b))
     if json:
         print_json(comparison)

@@ -1,7 +1,7 @@
 """Two runs over the same questions: what differs between them, by how much, and in which questions it shows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_rag.errors import UsageError
@@ -78,7 +78,7 @@ class Comparison:
 
 def compare(a: Run, b: Run, *, metric: str = "contains", seed: int = 0) -> Comparison:
     """Compare two runs over the same questions, which are matched by their ids."""
-    pairs = _pairs(a, b)
+    pairs = pairs_of(a, b)
     _check_metric(metric, pairs)
     names = [name for name in a.summary.metrics if name in b.summary.metrics]
     differences, same = _differences(pairs, names, seed)
@@ -138,7 +138,7 @@ def markdown(comparison: Comparison, limit: int = 20) -> str:
             *_differing(c),
             *(f"- WARNING: {text}" for text in c.warnings),
             "",
-            *_metric_table(c.metrics),
+            *differences_table("metric", [(metric_label(d.metric), d) for d in c.metrics]),
             "",
             *_notes(c),
             *_listed("Won", "better in B", c.won, c.metric, limit),
@@ -147,10 +147,10 @@ def markdown(comparison: Comparison, limit: int = 20) -> str:
     )
 
 
-_Pair = tuple[Prediction, Prediction]
+Pair = tuple[Prediction, Prediction]
 
 
-def _pairs(a: Run, b: Run) -> list[_Pair]:
+def pairs_of(a: Run, b: Run) -> list[Pair]:
     """Match questions, and refuse runs over different ones."""
     if group_of(a) != group_of(b):
         raise UsageError(f"the runs are over different questions: {group_of(a)}, and {group_of(b)}", mend=_MEND)
@@ -163,13 +163,13 @@ def _pairs(a: Run, b: Run) -> list[_Pair]:
     return pairs
 
 
-def _check_metric(metric: str, pairs: Sequence[_Pair]) -> None:
+def _check_metric(metric: str, pairs: Sequence[Pair]) -> None:
     names = dict.fromkeys(name for pair in pairs for p in pair for name in p.scores)
     if metric not in names and any(p.answerable for p, _ in pairs):
         raise UsageError(f"neither run has the metric {metric}", mend=f"use one of: {', '.join(names) or 'none'}")
 
 
-def _differences(pairs: Sequence[_Pair], names: Sequence[str], seed: int) -> tuple[list[MetricDifference], list[str]]:
+def _differences(pairs: Sequence[Pair], names: Sequence[str], seed: int) -> tuple[list[MetricDifference], list[str]]:
     """Test every metric of these names in which the runs differ for some question."""
     columns: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for in_a, in_b in ((values(p), values(q)) for p, q in pairs):
@@ -180,11 +180,17 @@ def _differences(pairs: Sequence[_Pair], names: Sequence[str], seed: int) -> tup
     same = [name for name, column in columns.items() if all(x == y for x, y in column)]
     tested = [name for name in columns if name not in same]
     found = [paired_bootstrap(*zip(*columns[name], strict=True), seed=seed) for name in tested]
-    corrected = holm([d.p for d in found])
-    return [
-        MetricDifference(name, _mean(columns[name], 0), _mean(columns[name], 1), d.value, d.low, d.high, d.p, p, d.n)
-        for name, d, p in zip(tested, found, corrected, strict=True)
-    ], same
+    differences = [
+        MetricDifference(name, _mean(columns[name], 0), _mean(columns[name], 1), d.value, d.low, d.high, d.p, d.p, d.n)
+        for name, d in zip(tested, found, strict=True)
+    ]
+    return correct(differences), same
+
+
+def correct(differences: Sequence[MetricDifference]) -> list[MetricDifference]:
+    """Fill in p_holm: these were tested together."""
+    ps = holm([d.p for d in differences])
+    return [replace(d, p_holm=p) for d, p in zip(differences, ps, strict=True)]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -201,7 +207,7 @@ def _mean(column: Sequence[tuple[float, float]], side: int) -> float:
     return sum(pair[side] for pair in column) / len(column)
 
 
-def _changes(pairs: Sequence[_Pair], metric: str) -> list[Change]:
+def _changes(pairs: Sequence[Pair], metric: str) -> list[Change]:
     """List the questions whose score changed, the largest change first; F1 decides where those are equal."""
     found = list[tuple[float, float, Change]]()
     for p, q in pairs:
@@ -215,7 +221,7 @@ def _changes(pairs: Sequence[_Pair], metric: str) -> list[Change]:
     return [change for _, _, change in sorted(found, key=lambda row: row[:2], reverse=True)]
 
 
-def _warnings(pairs: Sequence[_Pair], a: Run, b: Run, differs: Mapping[str, tuple[object, object]]) -> Iterator[str]:
+def _warnings(pairs: Sequence[Pair], a: Run, b: Run, differs: Mapping[str, tuple[object, object]]) -> Iterator[str]:
     # Another arm takes settings of its own along: only a search has a selector.
     own = [name for name, (x, y) in differs.items() if "arm" in differs and (x is None or y is None)]
     if len(differs) - len(own) > 1:
@@ -241,13 +247,13 @@ def _differing(c: Comparison) -> Iterator[str]:
         yield f"- {clip(name, 80)}: {clip(in_a, 120)} → {clip(in_b, 120)}"
 
 
-def _metric_table(differences: Sequence[MetricDifference]) -> Iterator[str]:
+def differences_table(head: str, named: Sequence[tuple[str, MetricDifference]]) -> Iterator[str]:
     """Write a Markdown table whose columns stand in line in a terminal, too."""
-    rows = [["metric", "A", "B", "B − A", "95% interval", "p", "p (Holm)", "n"]]
-    for d in differences:
+    rows = [[head, "A", "B", "B − A", "95% interval", "p", "p (Holm)", "n"]]
+    for name, d in named:
         rows.append(
             [
-                metric_label(d.metric),
+                name,
                 *(number(d.metric, value) for value in (d.a, d.b)),
                 number(d.metric, d.difference, sign=True),
                 " to ".join(number(d.metric, value, sign=True) for value in (d.low, d.high)),
