@@ -151,11 +151,20 @@ def test_abstain_says_whether_the_shipped_constants_agree(
 
 def test_abstain_measures_a_selector_beside_the_rule() -> None:
     sure = {"answerable": 0.9, "foreign": 0.4}
-    asked = [replace(e, sure=sure[e.kind] if e.dev else None) for e in examples()]
+    asked = [replace(e, sure=sure[e.kind]) for e in examples()]
     found = {f.name: f for f in abstention.by_selector(asked, threshold=0.3)}
     assert found["selector: set, answerable: wrongly refused"].value == 0
     assert found["selector: set, foreign: wrongly answered"].value == 100
     assert found["selector: AUC: the passages hold the answer"].value == 1
+    assert found["both: set, foreign: wrongly answered"].value == 0
+
+
+def test_abstain_measures_what_the_selector_adds_to_signals_that_say_nothing() -> None:
+    same = evidence.Signals(0.5, 0.5, 0.5, 0.5)
+    sure = {"answerable": 0.6, "foreign": 0.4}
+    asked = [replace(e, signals=same, sure=sure[e.kind]) for e in examples()]
+    assert abstention.fit(asked).auc_dev == 0.5
+    assert abstention.fit_both(asked).auc_dev == 1.0
 
 
 def test_json_and_markdown_show_the_same_figures() -> None:

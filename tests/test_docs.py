@@ -15,6 +15,7 @@ from edge_rag.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -54,8 +55,23 @@ def test_the_index_example_runs(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
-def test_every_path_that_the_readme_names_exists() -> None:
-    for path in re.findall(r"^(?:│   )*[├└]── (\S+)|\]\((?!https?:|#)([^)#]+)", README, re.MULTILINE):
-        name = path[1]
-        if name:
-            assert (ROOT / name).exists(), name
+def test_every_path_in_the_readmes_drawing_of_the_house_exists() -> None:
+    drawn = re.findall(r"^(?:│   )*[├└]── (\S+)", README, re.MULTILINE)
+    assert drawn and all((ROOT / "edge_rag" / name).exists() for line in drawn for name in line.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Name a page's headings as they are linked to: lower case, words joined by hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

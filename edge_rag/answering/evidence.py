@@ -1,7 +1,7 @@
 """Is the answer in these passages at all? The first abstention rule: a logistic model over four signals of the retrieval.
 
 The weights were fitted on the train part of squad2, hotpotqa/fullwiki and questions asked of foreign corpora;
-README.md has both error rates on the dev part, and `edge-rag bench abstain` reproduces weights and rates.
+docs/figures/search.md has both error rates on the dev part, and `edge-rag bench abstain` reproduces weights and rates.
 They belong to the embedder that they were fitted with: with another one the rule is off (confidence is still reported).
 """
 

@@ -230,7 +230,7 @@ def abstain(
     selector: SelectorOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Fit and measure the rule for \"not in these documents\", and a calibrated selector's decisions beside it.
+    """Fit and measure the rule for \"not in these documents\", beside a calibrated selector, and both together.
 
     Example: edge-rag bench abstain
     """

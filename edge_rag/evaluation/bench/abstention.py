@@ -7,7 +7,7 @@ partial  hotpotqa/fullwiki: two passages are needed, and the retriever that made
 foreign  natural questions asked of the squad2 corpus: the documents are about something else
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -53,7 +53,7 @@ def collect(
 ) -> list[Example]:
     """Run the runtime's own retrieval for at most `limit` questions of each set and part, and measure the signals.
 
-    A selector is asked on the dev part, about all candidates: how sure it is was calibrated when it was exported.
+    A selector is asked about all candidates: how sure it is was calibrated when it was exported.
     """
     with library_of_set(load_set("squad2"), embedder=embedder, settings=settings, progress=progress) as library:
         return [
@@ -64,12 +64,21 @@ def collect(
 
 def fit(examples: Sequence[Example]) -> Fit:
     """Fit weights and threshold on train examples, measure on dev ones."""
+    return _fit(examples, _signals)
+
+
+def fit_both(examples: Sequence[Example]) -> Fit:
+    """Do so with one signal more: how sure the selector is, as log-odds."""
+    return _fit(examples, _signals_and_sure)
+
+
+def _fit(examples: Sequence[Example], matrix: "_Matrix") -> Fit:
     train = [e for e in examples if not e.dev]
     dev = [e for e in examples if e.dev]
     weights = fit_logistic(
-        _matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train])
+        matrix(train), np.array([e.held for e in train]), _balance([e.source + e.kind for e in train])
     )
-    train_scores, dev_scores = _scores(weights, train), _scores(weights, dev)
+    train_scores, dev_scores = (1 / (1 + np.exp(-(matrix(part) @ weights))) for part in (train, dev))
     # The other kinds are left out: a threshold that refused most of them would refuse every second good question, too.
     threshold = equal_error(
         train_scores[[e.kind == "answerable" for e in train]], train_scores[[e.kind == "foreign" for e in train]]
@@ -92,13 +101,17 @@ def error_rates(examples: Sequence[Example], scores: npt.NDArray[np.float64], th
 
 
 def by_selector(examples: Sequence[Example], threshold: float) -> Iterator[Figure]:
-    """Measure the selector's decisions on dev as the rule's are."""
+    """Measure on dev, as the rule's decisions are, the selector's, and those of both together."""
     dev = [e for e in examples if e.dev and e.sure is not None]
     sure = np.array([e.sure for e in dev], dtype=float)
     for found in error_rates(dev, sure, threshold):
         yield replace(found, name=f"selector: {found.name}")
     auc = _auc(sure, np.array([e.held for e in dev]))
     yield Figure("selector: AUC: the passages hold the answer", "", len(dev), auc, auc, auc)
+    both = fit_both(examples)
+    for found in both.rates:
+        yield replace(found, name=f"both: {found.name}")
+    yield Figure("both: AUC: the passages hold the answer", "", len(dev), both.auc_dev, both.auc_dev, both.auc_dev)
 
 
 def _asked_of(
@@ -118,7 +131,7 @@ def _asked_of(
         kind = "foreign" if source == "nq_gold" else "answerable" if row["answerable"] else "near"
         held = kind == "answerable" and not set(row["gold_ids"]).isdisjoint(found.ids[: settings.passages])
         signals = evidence.signals(question, kept, sentences, found.cosines)
-        sure = selector.select(question, found.passages).confidence if selector and is_dev(question) else None
+        sure = selector.select(question, found.passages).confidence if selector else None
         examples.append(Example(kind, source, held, is_dev(question), signals, sure))
         if progress:
             progress("questions", done, len(asked), source)
@@ -148,7 +161,7 @@ def _hotpot(
         sentences = rank_sentences(question, kept, vector, embedder)
         signals = evidence.signals(question, kept, sentences, cosines)
         kind = "answerable" if complete else "partial"
-        sure = selector.select(question, ranked).confidence if selector and is_dev(question) else None
+        sure = selector.select(question, ranked).confidence if selector else None
         examples.append(Example(kind, "hotpotqa/fullwiki", held, is_dev(question), signals, sure))
         if progress:
             progress("questions with their own passages", done, len(rows), "hotpotqa/fullwiki")
@@ -165,18 +178,22 @@ def train_and_dev(name: str, n_train: int, n_dev: int | None = None) -> list[dic
     return chosen
 
 
-def _matrix(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+_Matrix = Callable[[Sequence[Example]], npt.NDArray[np.float64]]
+
+
+def _signals(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
     return np.array([[1.0, *astuple(e.signals)] for e in examples])
+
+
+def _signals_and_sure(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
+    sure = np.clip([e.sure or 0.0 for e in examples], 1e-6, 1 - 1e-6)
+    return np.column_stack([_signals(examples), np.log(sure / (1 - sure))])
 
 
 def _balance(groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Weigh examples so that each kind counts the same, however many it has."""
     names, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return (len(groups) / (len(names) * counts))[index]
-
-
-def _scores(weights: npt.NDArray[np.float64], examples: Sequence[Example]) -> npt.NDArray[np.float64]:
-    return np.asarray(1 / (1 + np.exp(-(_matrix(examples) @ weights))))
 
 
 def _auc(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:

@@ -49,6 +49,10 @@ def measure(
         f"the constants in answering/evidence.py {'agree' if agree else 'do NOT agree'} with this fit",
         f"they {'are in force' if in_force else 'are NOT in force'} with this embedder ({embedder.fingerprint})",
     ]
+    if selector:
+        notes.append(
+            "both: one more signal, how sure the selector is; it may have been trained with some of the train examples"
+        )
     return Report("Abstention", tuple(figures), tuple(notes), surroundings(command, load_before))
 
 
