@@ -15,7 +15,7 @@ demo: install
 	@EDGE_RAG_HOME="$(CURDIR)/.demo" PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/samples/demo.sh
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: install-dev
 	$(BIN)/ruff check .
