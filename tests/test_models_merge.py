@@ -227,7 +227,10 @@ def test_an_edge_rag_with_another_adapter_merges_that(
     other = write_adapter(tmp_path / "other.gguf", rank=8)
     newer = replace(entry, adapter=Adapter("other.gguf", store.sha256_file(other)))
     monkeypatch.setattr(catalog, "CATALOG", (newer,))
+    advice = "this edge_rag has another one: edge-rag models pull tiny-rag"
+    assert advice in CliRunner().invoke(app, ["-q", "models", "list"], catch_exceptions=False).stdout
     assert fetch.pull("tiny-rag").read_bytes() != first
+    assert advice not in CliRunner().invoke(app, ["-q", "models", "list"], catch_exceptions=False).stdout
 
 
 def test_an_adapter_that_is_not_the_catalogs_is_refused_before_anything_is_fetched(

@@ -31,13 +31,13 @@ def list_models(json: JsonFlag = False) -> None:
             "name": entry.name, "role": entry.role, "here": manifest is not None or entry.source.startswith("packaged:"),
             "size_bytes": manifest.size_bytes if manifest else entry.size_bytes, "licence": entry.licence,
             "source": entry.source, "pinned": bool(entry.sha256), "prompt": _prompt_of(entry, manifest),
-            "notes": entry.notes,
+            "is_current": _is_current(entry, manifest), "notes": entry.notes,
         })  # fmt: skip
     for manifest in here.values():
         rows.append({
             "name": manifest.name, "role": manifest.role, "here": True, "size_bytes": manifest.size_bytes,
             "licence": manifest.licence, "source": manifest.source, "pinned": True,
-            "prompt": _prompt_of(None, manifest), "notes": "",
+            "prompt": _prompt_of(None, manifest), "is_current": True, "notes": "",
         })  # fmt: skip
     if json:
         print_json({"models": rows})
@@ -45,7 +45,9 @@ def list_models(json: JsonFlag = False) -> None:
     for row in rows:
         mark = "here" if row["here"] else ""
         asked = f", asked for {row['prompt']}" if row["prompt"] not in ("", "sentence") else ""
-        print(f"{row['name']:26} {row['role']:10} {row['size_bytes'] / 1e6:7.0f} MB  {mark:5} {row['licence']}{asked}")
+        newer = "" if row["is_current"] else f"; this edge_rag has another one: edge-rag models pull {row['name']}"
+        size = row["size_bytes"] / 1e6
+        print(f"{row['name']:26} {row['role']:10} {size:7.0f} MB  {mark:5} {row['licence']}{asked}{newer}")
 
 
 @app.command()
@@ -121,6 +123,11 @@ def show(
     for key, value in known.items():
         if value != "":
             print(f"{key:12} {value}")
+
+
+def _is_current(entry: "Entry", manifest: "Manifest | None") -> bool:
+    """Tell whether what is here, if anything, was merged with the adapter that comes with this edge_rag."""
+    return manifest is None or manifest.adapter_sha256 == (entry.adapter.sha256 if entry.adapter else "")
 
 
 def _prompt_of(entry: "Entry | None", manifest: "Manifest | None") -> str:
