@@ -112,7 +112,7 @@ CATALOG = (
         name="smollm2-135m-rag",
         requantize="",
         adapter=Adapter(
-            "smollm2-135m-rag.lora.gguf", "b8d4c2f516a07b4110fd6b195c3ab01032234d86114252bf2373c2b7c8da1828"
+            "smollm2-135m-rag.lora.gguf", "b94d81c98759ba1625a4efcc8454e55075dad9fde00e11eefc4941dfe0cc78ff"
         ),
         notes="the default, for any device: smollm2-135m-instruct, trained here to answer from passages; Q8_0, 145 MB",
     ),
