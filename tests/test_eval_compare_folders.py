@@ -139,3 +139,9 @@ def test_the_command_compares_folders(folders: tuple[Path, Path]) -> None:
     assert shown.exit_code == 0 and "| average of the runs |" in shown.stdout
     found = CliRunner().invoke(app, ["eval", "compare", a, b, "--metric", "em", "--json"], catch_exceptions=False)
     assert json.loads(found.stdout)["metric"] == "em" and len(json.loads(found.stdout)["rows"]) == 2
+
+
+def test_a_run_finds_its_partner_in_a_folder(folders: tuple[Path, Path]) -> None:
+    a, b = folders
+    shown = CliRunner().invoke(app, ["eval", "compare", str(a / "one" / "gold"), str(b)], catch_exceptions=False)
+    assert "| one (dev) gold |" in shown.stdout and f"without a partner: {b / 'other' / 'gold'}" in shown.stdout

@@ -141,7 +141,7 @@ def compare(
     from edge_rag.evaluation.compare import markdown
     from edge_rag.evaluation.predictions import read_run
 
-    if compare_folders.holds_several(a) and compare_folders.holds_several(b):
+    if compare_folders.holds_several(a) or compare_folders.holds_several(b):
         folders = compare_folders.compare_folders(a, b, metric=metric)
         if json:
             print_json(folders)
