@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from tokenizers import Tokenizer
 
 from edge_rag.models.cores import usable_cores
@@ -27,6 +28,8 @@ Logits = npt.NDArray[np.float32]  # (positions, vocabulary)
 CONTEXT = 2048
 GREEDY_TOKENS = 32
 READ_TOKENS, WRITTEN_TOKENS, REPEATS = 256, 32, 3
+# What models call keys and values from before, in what they take and give.
+_CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Original:
             read = time.perf_counter()
             for _ in range(WRITTEN_TOKENS):
                 token = output.logits[0, -1].argmax().reshape(1, 1)
-                output = self._model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+                output = self._model(input_ids=token, use_cache=True, **{_CACHE: output[_CACHE]})
             return read - start, time.perf_counter() - read
 
 

@@ -443,6 +443,13 @@ def test_what_is_no_gguf_is_refused_before_llama_cpp_sees_it(tmp_path: Path, dat
         GgufGenerator(path)
 
 
+def test_kernels_for_amx_are_left_out_where_they_were_compiled(generator_file: Path) -> None:
+    llama = gguf_native.load_llama()
+    is_compiled = b"AMX_INT8 = 1" in llama.llama_print_system_info()
+    for module in (llama, llama.llama_cpp):  # ours, and the one that llama-cpp-python's own class asks
+        assert module.llama_model_default_params().use_extra_bufts != is_compiled
+
+
 def test_a_whole_file_that_is_no_model_is_refused(tmp_path: Path, generator_file: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(a_gguf())

@@ -31,6 +31,9 @@ from edge_rag.models.gguf_vocabulary import is_loop
 from .language_model import Contrasted, Prompts, Sampled, Scored
 from .torch_vocabulary import TorchVocabulary
 
+# What models call keys and values from before, in what they take and give.
+_CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384, "cuda": 131072}  # of prompts and answers that are computed and held at once
 LOGITS_BYTES = {"cpu": 256 << 20, "mps": 512 << 20, "cuda": 2 << 30}  # for the answers of one call, in 32 bits
 _MEND = "make such a folder: edge-rag export hf NAME -o DIR"
@@ -178,7 +181,7 @@ class TorchModel:
         padded = [[0] * (length - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         found = self._compute(self._tensor(padded), self._tensor(mask), None, logits_to_keep=1)
-        return _Read(found.past_key_values, self._tensor(mask), found.logits[:, -1].float(), length)
+        return _Read(found[_CACHE], self._tensor(mask), found.logits[:, -1].float(), length)
 
     def _write(self, read: "_Read", drafts: list["_Draft"], max_tokens: int, temperature: float, top_p: float) -> None:
         """Finish drafts, a token of each at a time."""
@@ -197,7 +200,7 @@ class TorchModel:
             if going:
                 held.mask = torch.cat([held.mask, torch.ones_like(held.mask[:, :1])], 1)
                 found = self._compute(tokens[:, None], held.mask, held.cache, logits_to_keep=1)
-                held.cache, logits = found.past_key_values, found.logits[:, -1].float()
+                held.cache, logits = found[_CACHE], found.logits[:, -1].float()
 
     def _draw(self, logits: Any, draws: list[float], temperature: float, top_p: float) -> Any:
         """Choose a token for each row by a random number, as sampling.sampler does."""
@@ -269,8 +272,13 @@ class TorchModel:
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         try:
             return self._model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
-            )  # fmt: skip
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{_CACHE: cache},
+                **options,
+            )
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.name}: no memory for {tokens.shape[0]} texts of {mask.shape[1]} tokens",

@@ -45,7 +45,26 @@ def load_llama() -> Any:
         raise MissingExtraError("llm", "generating answers with a GGUF model") from error
     llama_cpp.llama_log_set(_no_log(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        _leave_out_amx(llama_cpp)
     return llama_cpp
+
+
+def _leave_out_amx(llama_cpp: Any) -> None:
+    """Keep llama.cpp from its kernels for AMX, which end the process with an illegal instruction.
+
+    It describes its tiles in memory that gcc 12 takes for unused, and leaves unwritten (llama.cpp, pull request 26954). Kernels
+    are chosen by where weights are put, and these other places are asked for in the default parameters of every model.
+    """
+    native = llama_cpp.llama_cpp
+    defaults = native.llama_model_default_params
+
+    def without() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    native.llama_model_default_params = llama_cpp.llama_model_default_params = without
 
 
 def _no_log(llama_cpp: Any) -> Any:
