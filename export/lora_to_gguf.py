@@ -18,7 +18,7 @@ from .architectures import Shape
 from .gguf_tokenizer import NFC_NOTE
 from .gguf_writer import write_gguf
 from .model_folder import to_numpy
-from .sources import foreign, prompt_of, read_source
+from .sources import Source, foreign, prompt_of, read_source
 
 TYPES = ("f16", "q8_0")
 
@@ -46,33 +46,44 @@ def export_lora(
                 mend="give it with --base",
             )
     source = read_source(base)
-    folder, shape, tokenizer = source.folder, source.shape, source.tokenizer
-    from .hf_models import open_original
-
-    check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(base))
+    check_fits(adapter, tuple(source.shape.tensor_names()), source.shape.tensor_shape, str(base))
     asked = prompt_of(adapter_folder, prompt)
     with outputs.workplace(target) as work:
-        made, plain = work / "adapter.gguf", work / "base.gguf"
-        write_adapter(adapter, shape, made, lora_type, licence=card_licence(adapter_folder), fields=asked)
-        write_gguf(folder, shape, tokenizer, plain, dtype="f32", name=base.resolve().name, progress=report)
-        report("compare", 0, 0, "opening the original")
-        with foreign(base):
-            original = open_original(base, lora=adapter_folder, threads=threads)
-        with parity.Export(plain, lora_type, lora=made, threads=threads) as export:
-            report("compare", 0, 0, "logits and tokens")
-            found = parity.compare(original, export, stop_ids=tokenizer.stop_ids, composes=NFC_NOTE in tokenizer.notes)
-        if timed:
-            report("time", 0, 0, "both, on this processor")
-            with parity.Export(plain, lora_type, lora=made, threads=threads, exact=False) as export:
-                found["speed"] = parity.speeds(original, export)
+        made = work / "adapter.gguf"
+        write_adapter(adapter, source.shape, made, lora_type, licence=card_licence(adapter_folder), fields=asked)
+        found = compare(
+            source, base, adapter_folder, made, lora_type, work, timed=timed, threads=threads, progress=report
+        )
         size = sum(path.stat().st_size for path in adapter_folder.glob("*.safetensors"))
         found = {
             "file": target.name, "type": lora_type, "source": adapter_folder.resolve().name,
             "size_bytes": made.stat().st_size, "source_size_bytes": size, "base": base.resolve().name,
-            "rank": adapter.rank, "matrices": len(adapter.pairs), **found, "notes": list(tokenizer.notes),
+            "rank": adapter.rank, "matrices": len(adapter.pairs), **found, "notes": list(source.tokenizer.notes),
         }  # fmt: skip
         outputs.refuse_if_failed(found, target)
         outputs.publish(made, target, found)
+    return found
+
+
+def compare(
+    source: Source, base: Path, peft_folder: Path, lora: Path, lora_type: str, work: Path, *, timed: bool, threads: int,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Compare an adapter as peft applies it with the same one as llama.cpp does, on the base in F32; `work` is for that."""
+    from .hf_models import open_original
+
+    plain, tokenizer = work / "base.gguf", source.tokenizer
+    write_gguf(source.folder, source.shape, tokenizer, plain, dtype="f32", name=base.resolve().name, progress=progress)
+    progress("compare", 0, 0, "opening the original")
+    with foreign(base):
+        original = open_original(base, lora=peft_folder, threads=threads)
+    with parity.Export(plain, lora_type, lora=lora, threads=threads) as export:
+        progress("compare", 0, 0, "logits and tokens")
+        found = parity.compare(original, export, stop_ids=tokenizer.stop_ids, composes=NFC_NOTE in tokenizer.notes)
+    if timed:
+        progress("time", 0, 0, "both, on this processor")
+        with parity.Export(plain, lora_type, lora=lora, threads=threads, exact=False) as export:
+            found["speed"] = parity.speeds(original, export)
     return found
 
 

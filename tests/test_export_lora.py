@@ -12,6 +12,7 @@ import pytest
 from edge_rag.export import parity
 from edge_rag.export.adapters import read_adapter
 from edge_rag.export.hf_from_gguf import export_hf
+from edge_rag.export.lora_from_gguf import export_peft
 from edge_rag.export.lora_to_gguf import export_lora
 from edge_rag.export.to_gguf import export_gguf
 from tiny_models import edit_json, make_adapter, make_model
@@ -186,3 +187,51 @@ def test_damaged_adapters_are_refused(llama: Path, adapter: Path, tmp_path: Path
         with pytest.raises(ModelError, match=reason):
             export(tmp_path / name, tmp_path / "adapter.gguf", base=llama)
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+# --- and back
+
+
+@pytest.mark.parametrize("lora_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_an_adapter_comes_back_and_is_the_same_file_again(tmp_path: Path, model_type: str, lora_type: str) -> None:
+    base = make_model(tmp_path / "base", model_type)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    write_note(adapter, prompt_fields("words", PROMPT_VERSION, NOT_FOUND))
+    export(adapter, tmp_path / "first.gguf", lora_type=lora_type)
+    report = export_peft(tmp_path / "first.gguf", tmp_path / "back", base=base, threads=1)
+    assert report["failed"] == []
+    assert (report["type"], report["rank"]) == (lora_type, read_adapter(adapter).rank)
+    assert read_note(tmp_path / "back") == read_note(adapter)
+    export(tmp_path / "back", tmp_path / "second.gguf", lora_type=lora_type)
+    assert (tmp_path / "second.gguf").read_bytes() == (tmp_path / "first.gguf").read_bytes()
+
+
+def test_what_comes_back_can_be_trained_further(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    from edge_rag.train.trainable import open_trainable
+
+    export(adapter, tmp_path / "adapter.gguf", base=llama)
+    export_peft(tmp_path / "adapter.gguf", tmp_path / "back", base=llama, threads=1)
+    model = open_trainable(llama, adapter=tmp_path / "back", lora_rank=8, threads=1, seed=0)
+    assert any(parameter.requires_grad for parameter in model.network.parameters())
+
+
+def test_what_is_no_adapter_of_the_base_is_one_line(llama: Path, adapter: Path, tmp_path: Path) -> None:
+    export(adapter, tmp_path / "adapter.gguf", base=llama)
+    export_gguf(llama, tmp_path / "base.gguf", "f16", timed=False, threads=1)
+    other = make_model(tmp_path / "other", "qwen3")
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "adapter.gguf").read_bytes()[:-500])
+    for file, base, words in (
+        ("base.gguf", llama, "is no adapter"),
+        ("adapter.gguf", other, "is for the architecture llama"),
+        ("cut.gguf", llama, "no whole GGUF"),
+        ("none.gguf", llama, "there is no model file"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            export_peft(tmp_path / file, tmp_path / "back", base=base, threads=1)
+        assert not (tmp_path / "back").exists()
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "mine.txt").write_text("kept")
+    with pytest.raises(UsageError, match="is there already"):
+        export_peft(tmp_path / "adapter.gguf", tmp_path / "back", base=llama, threads=1)
+    assert (tmp_path / "back" / "mine.txt").read_text() == "kept"

@@ -110,6 +110,35 @@ def _embedder(context: typer.Context, name: str, out: Path, json: bool) -> None:
 
 
 @app.command()
+def peft(
+    context: typer.Context,
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF adapter, or a model's name whose adapter comes with edge_rag.", metavar="FILE|NAME"
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.", metavar="DIR")],
+    base: Annotated[Path, typer.Option(help="Hugging Face folder of its base.", metavar="MODEL_DIR")],
+    json: JsonFlag = False,
+) -> None:
+    """Turn a GGUF adapter back into a folder that peft opens, to train it further: the default model's, too.
+
+    The folder appears when it has been found to compute the same. Exported again in the same type it is the same file.
+
+    Example: edge-rag export peft smollm2-135m-rag -o ./adapter --base ./smollm2
+    """
+    _check_extras()
+    from edge_rag.export.lora_from_gguf import export_peft
+    from edge_rag.models import locate_adapter
+
+    report = export_peft(
+        locate_adapter(file), out, base=base, threads=settings_of(context).threads, progress=progress_of(context)
+    )
+    _print(report, json)
+
+
+@app.command()
 def lora(
     context: typer.Context,
     adapter: Annotated[Path, typer.Argument(help="Folder of a peft adapter.", metavar="PEFT_DIR")],

@@ -22,6 +22,7 @@ __all__ = [
     "is_embedder",
     "is_lister",
     "lasting_embedder_name",
+    "locate_adapter",
     "locate_embedder",
     "locate_generator",
     "locate_lister",
@@ -119,6 +120,19 @@ def locate_lister(adapter: str) -> Path:
             f"{path} was not trained to write lists of passages",
             mend="give what export lora made of RUN/model/selector of train dro",
         )
+    return path
+
+
+def locate_adapter(spec: str) -> Path:
+    """Return a GGUF adapter by its path, or by the name of a model whose adapter comes with edge_rag."""
+    from edge_rag.models import catalog, store
+
+    if _is_path(spec) or spec.endswith(".gguf"):
+        return Path(spec).expanduser()
+    entry = catalog.find(spec)
+    path = store.packaged_adapter(entry) if entry else None
+    if path is None:
+        raise UsageError(f"no adapter of {spec} comes with edge_rag", mend="give the path of a .gguf file")
     return path
 
 
