@@ -238,7 +238,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
 
 def trained(folder: Path, rows: list[Row], **changes: Any) -> list[Any]:
     network = tiny_network()
-    fitting = Fitting(**({"batch": 4, "evaluate_every": 2, "learning_rate": 1e-3} | changes))
+    fitting = Fitting(**({"batch": 4, "evaluate_every": 2, "learning_rate": 1e-3, "precision": "float32"} | changes))
     fit(network, rows, rows[:2], NLL, fitting, folder)
     return [parameter.detach().clone() for parameter in network.parameters()]
 
@@ -251,7 +251,8 @@ def test_a_few_rows_can_be_learnt_by_heart(tmp_path: Path, lora: bool) -> None:
     rows, logged = tiny_rows(8), []
     network = tiny_network(lora=lora)
     found = fit(
-        network, rows, rows, NLL, Fitting(1e-2, batch=8, epochs=60, evaluate_every=20, patience=9), tmp_path,
+        network, rows, rows, NLL,
+        Fitting(1e-2, batch=8, epochs=60, evaluate_every=20, patience=9, precision="float32"), tmp_path,
         on_log=lambda step, figures: logged.append((step, figures)),
     )  # fmt: skip
     assert found.steps == 60
@@ -264,6 +265,19 @@ def test_a_few_rows_can_be_learnt_by_heart(tmp_path: Path, lora: bool) -> None:
     assert left == pytest.approx(found.best_loss, rel=1e-4)  # the best weights, and not the last
 
 
+def test_bfloat16_learns_what_32_bits_learn_and_keeps_what_is_trained_in_32(tmp_path: Path) -> None:
+    rows = tiny_rows(24)
+    ends = {}
+    for precision in ("float32", "bfloat16"):
+        network = tiny_network(lora=True)
+        fitting = Fitting(1e-2, batch=8, epochs=8, evaluate_every=8, precision=precision)
+        ends[precision] = fit(network, rows, rows, NLL, fitting, tmp_path / precision)
+        assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
+    assert ends["bfloat16"].first_loss == pytest.approx(ends["float32"].first_loss, rel=0.01)
+    assert ends["bfloat16"].best_loss == pytest.approx(ends["float32"].best_loss, rel=0.1)
+    assert ends["bfloat16"].best_loss < 0.8 * ends["bfloat16"].first_loss
+
+
 def test_with_the_prompt_the_loss_is_the_one_that_transformers_has_for_the_whole_text(tmp_path: Path) -> None:
     network, rows = tiny_network(), [row for row in tiny_rows(9, answers=2) if len(row.prompt) > 1]
     expected = []
@@ -272,14 +286,15 @@ def test_with_the_prompt_the_loss_is_the_one_that_transformers_has_for_the_whole
             whole = torch.tensor([[*row.prompt, *row.answers[0]]])
             expected.append(network(whole, labels=whole).loss.item())
     whole_text = answer_losses(nll, pad=0, prompt_loss=True)
-    found = fit(network, rows, rows, whole_text, Fitting(1e-9), tmp_path)
+    found = fit(network, rows, rows, whole_text, Fitting(1e-9, precision="float32"), tmp_path)
     assert found.first_loss == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
 def test_the_best_weights_are_kept_when_training_does_harm(tmp_path: Path) -> None:
     rows, others = tiny_rows(8), [Row(row.prompt, ((49, 48, 47),)) for row in tiny_rows(8)]
     network = tiny_network()
-    found = fit(network, rows, others, NLL, Fitting(3e-2, batch=8, epochs=60, evaluate_every=1, patience=3), tmp_path)
+    fitting = Fitting(3e-2, batch=8, epochs=60, evaluate_every=1, patience=3, precision="float32")
+    found = fit(network, rows, others, NLL, fitting, tmp_path)
     assert found.steps <= found.best_step + 3 < 60
     with torch.no_grad():
         left = nll(*answer_logps(network.eval(), others, 0), None)[0].mean().item()
@@ -292,7 +307,7 @@ def test_what_is_computed_again_to_save_memory_changes_no_bit(tmp_path: Path, mo
     free = SimpleNamespace(available=1000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     network = tiny_network()
-    fit(network, rows, rows[:2], NLL, Fitting(1e-3, batch=4, evaluate_every=2), tmp_path / "again")
+    fit(network, rows, rows[:2], NLL, Fitting(1e-3, batch=4, evaluate_every=2, precision="float32"), tmp_path / "again")
     assert network.is_gradient_checkpointing
     assert all(torch.equal(a, b) for a, b in zip(plain, network.parameters(), strict=True))
 
@@ -349,8 +364,8 @@ def progress(stage, done, total, detail):
     if done == stop_at:
         os.kill(os.getpid(), signal.SIGINT if sys.argv[4] == "int" else signal.SIGKILL)
 
-found = fit(network, tiny_rows(40), tiny_rows(6, seed=1), NLL, Fitting(1e-2, batch=4, epochs=2, evaluate_every=4),
-            folder, on_log=watch, progress=progress)
+found = fit(network, tiny_rows(40), tiny_rows(6, seed=1), NLL,
+            Fitting(1e-2, batch=4, epochs=2, evaluate_every=4, precision=sys.argv[5]), folder, on_log=watch, progress=progress)
 print("process", os.environ.get("RANK"), "of", os.environ.get("WORLD_SIZE"), flush=True)
 if int(os.environ.get("RANK", "0")) == 0:
     torch.save({name: value for name, value in network.state_dict().items() if "lora" in name}, folder / "end.pt")
@@ -358,11 +373,14 @@ if int(os.environ.get("RANK", "0")) == 0:
 """
 
 
-def run_script(folder: Path, stop_at: int = -1, how: str = "int", launcher: tuple[str, ...] = ()) -> Any:
+def run_script(
+    folder: Path, stop_at: int = -1, how: str = "int", launcher: tuple[str, ...] = (), precision: str = "float32"
+) -> Any:
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(script), str(Path(__file__).parent), str(folder), str(stop_at), how]
+    arguments = [str(Path(__file__).parent), str(folder), str(stop_at), how, precision]
+    command = [sys.executable, *launcher, str(script), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -373,18 +391,20 @@ def weights(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("how", ["int", "kill"])
-def test_a_training_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, how: str) -> None:
-    whole = run_script(tmp_path / "whole")
+@pytest.mark.parametrize("how, precision", [("int", "float32"), ("kill", "bfloat16")])
+def test_a_training_that_was_stopped_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, how: str, precision: str
+) -> None:
+    whole = run_script(tmp_path / "whole", precision=precision)
     assert whole.returncode == 0, whole.stderr
-    stopped = run_script(tmp_path / "stopped", stop_at=10, how=how)
+    stopped = run_script(tmp_path / "stopped", stop_at=10, how=how, precision=precision)
     assert stopped.returncode == (-signal.SIGKILL if how == "kill" else -signal.SIGINT), stopped.stderr
     if how == "int":
         assert "KeyboardInterrupt" in stopped.stderr
         last = last_checkpoint(tmp_path / "stopped")
         assert last is not None
         assert last.name == "checkpoint-10"
-    resumed = run_script(tmp_path / "stopped")
+    resumed = run_script(tmp_path / "stopped", precision=precision)
     assert resumed.returncode == 0, resumed.stderr
     assert not [
         line for line in resumed.stdout.splitlines() if line.startswith("0 ")

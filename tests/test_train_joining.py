@@ -102,3 +102,21 @@ def test_questions_about_one_paragraph_show_it_once(write: Write) -> None:
     (group,) = join(examples(write, rows, absent=0.0), most=8)
     assert len(group) == 8
     assert all(len(e.passages) == 1 and e.gold == (0,) for e in group)
+
+
+def test_questions_about_the_same_passage_come_together_and_it_is_shown_once(write: Write) -> None:
+    def asked(n: int, about: int) -> dict[str, Any]:
+        row = lamp(about)
+        return {
+            **row,
+            "id": f"q{n}",
+            "question": f"When was the lamp {about} lit, asked {n}?",
+            "passages": row["passages"][-1:],
+        }
+
+    alone = examples(write, [asked(n, n % 12) for n in range(48)], absent=0.0)
+    groups = join(alone, most=8)
+    assert sum(len(group) for group in groups) == 48
+    lamps = [{e.passages[e.gold[0]].title for e in group} for group in groups]
+    assert sum(map(len, lamps)) <= 12 + len(groups)  # nearly all of a lamp's questions stand in one group
+    assert all(len({p.text for p in group[0].passages}) == len(group[0].passages) for group in groups)

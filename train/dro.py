@@ -383,7 +383,7 @@ class _Learning:
     def trainable(self, adapter: Path | None) -> Trainable:
         return open_trainable(
             self.base, adapter=adapter, lora_rank=self.joint.lora_rank, threads=self.settings.threads,
-            seed=self.plan.fitting.seed,
+            seed=self.plan.fitting.seed, precision=self.plan.fitting.precision,
         )  # fmt: skip
 
     # --- how good both are

@@ -2,10 +2,11 @@
 
 What costs time in training is reading passages; a question about them and its answer are a twentieth of that. Here the
 passages of one question are the noise of the others, and all are read once: in the same time a model sees several times as many
-questions, each among as many passages.
+questions, each among as many passages. Questions about the same passage are joined first.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -40,7 +41,7 @@ def joined(
     rng = random.Random(seed)
     whole: list[_Group] = []
     waiting: dict[Style, list[_Group]] = {}
-    for example in rng.sample(examples, len(examples)):
+    for example in _in_turn(examples, rng):
         bare = counter.count_tokens(replace(example, passages=()).prompt)
         own = counter.count_tokens(example.prompt) - bare
         groups = waiting.setdefault(example.style, [])
@@ -63,6 +64,16 @@ def joined(
             whole.append(done)
     whole += [group for groups in waiting.values() for group in groups]
     return [example for group in whole for example in _shown_together(group, rng)]
+
+
+def _in_turn(examples: Sequence[Example], rng: random.Random) -> list[Example]:
+    """Draw an order in which examples about the same passage follow each other: a passage in one group is read once."""
+    common = Counter(passage.text for example in examples for passage in example.passages)
+    about: dict[str, list[Example]] = {}
+    for example in rng.sample(examples, len(examples)):
+        texts = [example.passages[n].text for n in example.gold] or [passage.text for passage in example.passages]
+        about.setdefault(max(texts, key=lambda text: (common[text], text), default=""), []).append(example)
+    return [example for text in rng.sample(list(about), len(about)) for example in about[text]]
 
 
 def groups_of(examples: Sequence[Example]) -> Iterator[list[int]]:

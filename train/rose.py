@@ -101,7 +101,12 @@ def train_rose(
     `responses` is another run, say with another loss: what was sampled there from the same model is not sampled again.
     """
     first = open_trainable(
-        base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+        base,
+        adapter=adapter,
+        lora_rank=plan.lora_rank,
+        threads=settings.threads,
+        seed=plan.fitting.seed,
+        precision=plan.fitting.precision,
     )
     config = {
         "method": "rose",
@@ -123,7 +128,12 @@ def train_rose(
             name = "model" if number == preferences.rounds else f"model-{number}"
             if number > 1:
                 model = open_trainable(
-                    base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+                    base,
+                    adapter=adapter,
+                    lora_rank=plan.lora_rank,
+                    threads=settings.threads,
+                    seed=plan.fitting.seed,
+                    precision=plan.fitting.precision,
                 )
             round_ = _Round(run, number, name, model, base, adapter, examples, plan, preferences, settings, progress)
             fitted = round_.train()

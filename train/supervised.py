@@ -57,7 +57,12 @@ def train_supervised(
 ) -> Fitted:
     """Train, from `adapter` on if there is one; RUN/model holds the new one. The same call goes on with an interrupted run."""
     model = open_trainable(
-        base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed
+        base,
+        adapter=adapter,
+        lora_rank=plan.lora_rank,
+        threads=settings.threads,
+        seed=plan.fitting.seed,
+        precision=plan.fitting.precision,
     )
     config = {
         "method": "supervised",

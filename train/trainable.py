@@ -12,6 +12,8 @@ from edge_rag.errors import UsageError
 from edge_rag.interfaces import Message
 from edge_rag.models.cores import usable_cores
 
+from .attention import use_blocks
+from .fit import Precision, computes_in_bfloat16
 from .torch_model import TorchModel, open_folder
 
 ADAPTER, MODEL = "adapter", "model"  # what a run's folder holds afterwards
@@ -59,10 +61,12 @@ class Trainable:
         return folder / MODEL
 
 
-def open_trainable(base: Path, *, lora_rank: int, adapter: Path | None = None, threads: int, seed: int) -> Trainable:
+def open_trainable(
+    base: Path, *, lora_rank: int, adapter: Path | None = None, threads: int, seed: int, precision: Precision = "auto"
+) -> Trainable:
     """Open a model to be trained, from `adapter` on if there is one.
 
-    On a GPU that knows bfloat16 an adapter's base is held in it: what is trained always has 32 bits.
+    Where matrices are multiplied in bfloat16 (see fit), an adapter's base is held in it: what is trained always has 32 bits.
     """
     if adapter is not None and not lora_rank:
         raise UsageError(
@@ -72,9 +76,11 @@ def open_trainable(base: Path, *, lora_rank: int, adapter: Path | None = None, t
     import peft
 
     torch.set_num_threads(usable_cores(threads))
-    on_gpu = torch.cuda.is_available()
-    dtype = "bfloat16" if on_gpu and lora_rank else "float32"
-    network, _, tokenizer = open_folder(base, adapter, "cuda" if on_gpu else "cpu", dtype, is_trainable=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "bfloat16" if lora_rank and computes_in_bfloat16(precision, torch.device(device)) else "float32"
+    network, _, tokenizer = open_folder(base, adapter, device, dtype, is_trainable=True)
+    if device == "cpu":
+        use_blocks(network)
     torch.manual_seed(seed)
     if lora_rank and adapter is None:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers

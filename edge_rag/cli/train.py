@@ -43,6 +43,10 @@ BatchOption = Annotated[int, typer.Option(help="Prompts for each step, over all 
 EpochsOption = Annotated[float, typer.Option(help="Times that the examples are gone through.")]
 EveryOption = Annotated[int, typer.Option(help="Steps between looks at dev, and checkpoints.", min=1)]
 PatienceOption = Annotated[int, typer.Option(help="Looks at dev without a better one before it ends.", min=1)]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="Of matrix products: float32, bfloat16, or auto: bfloat16 where that is fast.", metavar="NAME"),
+]
 SeedOption = Annotated[int, typer.Option(help="Draws examples, orders, samples, first weights.", min=0)]
 ForceOption = Annotated[bool, typer.Option("--force", help="Go on in DIR though settings have changed.")]
 
@@ -74,6 +78,7 @@ def supervised(
     epochs: EpochsOption = 1.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -96,7 +101,10 @@ def supervised(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
         tuple(dict.fromkeys(one_of("--prompt", style, ("words", "sentence", "rationale")) for style in prompt)),
         prompt_tokens, together, lora_rank,
-        Fitting(learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, seed=seed),
+        Fitting(
+            learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, precision=precision_of(precision),
+            seed=seed,
+        ),
     )  # fmt: skip
     fitted = train_supervised(
         base, out, plan, adapter=adapter, embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings,
@@ -148,6 +156,7 @@ def rose_run(
     epochs: EpochsOption = 1.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -172,7 +181,8 @@ def rose_run(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
         (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, 1, lora_rank,
         Fitting(
-            learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, prompt_loss=prompt_loss, seed=seed
+            learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, prompt_loss=prompt_loss,
+            precision=precision_of(precision), seed=seed,
         ),
     )  # fmt: skip
     one_of("--loss", loss, ("orpo", "dpo", "simpo"))
@@ -216,6 +226,10 @@ def rose_inspect(
     print(
         f"{min(limit, len(pairs))} of {len(pairs)} pairs; the figures are mean log-probabilities of a token before training"
     )
+
+
+def precision_of(name: str) -> Any:
+    return one_of("--precision", name, ("auto", "float32", "bfloat16"))
 
 
 def _report(fitted: Any, base: Path, out: Path, json: bool) -> None:

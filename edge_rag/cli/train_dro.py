@@ -13,6 +13,7 @@ from edge_rag.cli.train import (
     ForceOption,
     OutOption,
     PatienceOption,
+    PrecisionOption,
     RankOption,
     RateOption,
     SeedOption,
@@ -66,6 +67,7 @@ def dro(
     epochs: QuestionEpochsOption = 1.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -86,7 +88,7 @@ def dro(
     settings = settings_of(context)
     plan = plan_of(
         set, library, limit, dev_limit, candidates, search, candidates, 0,
-        (learning_rate, batch, epochs, evaluate_every, patience, seed),
+        (learning_rate, batch, epochs, evaluate_every, patience, precision, seed),
     )  # fmt: skip
     style = noted_style(adapter, base) if prompt is None else one_of("--prompt", prompt, ("words", "sentence"))
     if style == "rationale":

@@ -11,10 +11,12 @@ from edge_rag.cli.train import (
     ForceOption,
     OutOption,
     PatienceOption,
+    PrecisionOption,
     RateOption,
     SeedOption,
     SetsOption,
     check_extras,
+    precision_of,
     print_loss,
 )
 
@@ -88,6 +90,7 @@ def gain(
     epochs: QuestionEpochsOption = 2.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -107,7 +110,7 @@ def gain(
     settings = settings_of(context)
     plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
-        (learning_rate, batch, epochs, evaluate_every, patience, seed),
+        (learning_rate, batch, epochs, evaluate_every, patience, precision, seed),
     )  # fmt: skip
     worth = Gain(
         noted_style(adapter, generator) if prompt is None else one_of("--prompt", prompt, ("words", "sentence", "rationale")),
@@ -149,6 +152,7 @@ def radio(
     epochs: QuestionEpochsOption = 2.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -167,7 +171,7 @@ def radio(
     settings = settings_of(context)
     plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
-        (learning_rate, batch, epochs, evaluate_every, patience, seed),
+        (learning_rate, batch, epochs, evaluate_every, patience, precision, seed),
     )  # fmt: skip
     fitted = train_radio(
         base, out, plan, Rationales(one_of("--rationale", rationale, ("model", "quotes")), weight, spare),
@@ -194,6 +198,7 @@ def relevance(
     epochs: QuestionEpochsOption = 2.0,
     evaluate_every: EveryOption = 50,
     patience: PatienceOption = 3,
+    precision: PrecisionOption = "auto",
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonFlag = False,
@@ -211,7 +216,7 @@ def relevance(
     settings = settings_of(context)
     plan = plan_of(
         set, library, limit, dev_limit, candidates, search, group, max_tokens,
-        (learning_rate, batch, epochs, evaluate_every, patience, seed),
+        (learning_rate, batch, epochs, evaluate_every, patience, precision, seed),
     )  # fmt: skip
     fitted = train_relevance(
         base, out, plan, embedder=open_embedder(settings.embedder, threads=settings.threads), settings=settings,
@@ -252,14 +257,21 @@ def inspect(
 
 def plan_of(
     sets: list[str], library: Path | None, limit: int | None, dev_limit: int, candidates: int, search: str, group: int,
-    max_tokens: int, how: tuple[float, int, float, int, int, int],
+    max_tokens: int, how: tuple[float, int, float, int, int, str, int],
 ) -> Any:  # fmt: skip
     from edge_rag.train.fit import Fitting
     from edge_rag.train.selector import Plan
 
-    learning_rate, batch, epochs, evaluate_every, patience, seed = how
+    learning_rate, batch, epochs, evaluate_every, patience, precision, seed = how
     fitting = Fitting(
-        learning_rate, batch, epochs, warmup=0.1, evaluate_every=evaluate_every, patience=patience, seed=seed
+        learning_rate,
+        batch,
+        epochs,
+        warmup=0.1,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        precision=precision_of(precision),
+        seed=seed,
     )
     return Plan(
         tuple(dict.fromkeys(sets)), str(library or ""), limit, dev_limit, candidates,
