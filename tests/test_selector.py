@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from typer.testing import CliRunner
 
-from edge_rag.answering import NOT_FOUND, Assistant, KeepTop, OnnxSelector, Turn, retrieve
+from edge_rag.answering import NOT_FOUND, Assistant, KeepTop, OnnxSelector, Turn, evidence, retrieve
 from edge_rag.answering.assistant import fit
 from edge_rag.answering.selector import AT_ONCE, both_ends, choose, scored_text
 from edge_rag.cli.commands import app
@@ -199,15 +199,39 @@ def test_a_selector_that_can_tell_decides_whether_to_answer(library_folder: Path
     with Library.open(library_folder) as library:
         selector = Sure(2)
 
-        def abstains(**more: float) -> bool:
+        of_another = replace(evidence.SHIPPED, fitted_with="another embedder")
+
+        def abstains(rule: evidence.Rule = of_another, **more: float) -> bool:
             settings = Settings(generator="extractive", **more)  # type: ignore[arg-type]
-            answer = Assistant(library, settings=settings, selector=selector).ask(QUESTION)
-            assert answer.confidence == 0.3
+            answer = Assistant(library, settings=settings, selector=selector, rule=rule).ask(QUESTION)
+            assert (answer.confidence == 0.3) == (rule is of_another)
             return answer.abstained
 
         assert abstains() and not abstains(confidence=0.0)
         selector.threshold = 0.2
         assert not abstains() and abstains(confidence=0.5)
+        # unless there is a rule for this embedder
+        sure = evidence.Rule((9.0, 0, 0, 0, 0), 0.5, library.embedder.fingerprint)
+        unsure = replace(sure, weights=(-9.0, 0, 0, 0, 0))
+        selector.threshold = 0.4
+        assert not abstains(sure) and abstains(unsure)
+
+
+def test_the_rule_looks_at_what_the_search_brings_and_not_at_what_a_selector_keeps(library_folder: Path) -> None:
+    class Last(KeepTop):
+        def select(self, question: str, passages: Sequence[Passage]) -> Selection:
+            return Selection(tuple(passages[-1:]), confidence=0.9, threshold=0.1)
+
+    with Library.open(library_folder) as library:
+        rule = evidence.Rule(evidence.WEIGHTS, 0.01, library.embedder.fingerprint)
+        settings = Settings(generator="extractive")
+        plain, chosen = (
+            Assistant(library, settings=settings, selector=selector, rule=rule).ask(QUESTION)
+            for selector in (KeepTop(settings.passages), Last(1))
+        )
+    assert plain.confidence == pytest.approx(chosen.confidence)
+    assert len(chosen.passages) == 1
+    assert {c.chunk_id for c in chosen.citations} <= {p.chunk_id for p in chosen.passages}
 
 
 def test_a_calibration_that_is_torn_is_one_clear_line(selector_folder: Path, tmp_path: Path) -> None:

@@ -110,8 +110,11 @@ class Assistant:
         if history:  # what the generator has read already stays where it is
             kept, order = tuple(in_places_of(history[-1].answer.passages, kept)), "best-first"
         clock.mark("select")
-        sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
-        confidence, threshold = self._judge(question, selection, sentences, found)
+        nearest = found.passages[: self._settings.passages]
+        either = tuple(dict.fromkeys((*kept, *nearest)))
+        ranked = rank_sentences(question, either, found.question_vector, self._library.embedder)
+        confidence, threshold = self._judge(question, selection, nearest, ranked, found)
+        sentences = [sentence for sentence in ranked if sentence.passage in kept]
         emit = clock.first_piece(on_text)
         if kept and confidence >= threshold:
             reply = self._reply(question, kept, order, sentences, earlier, emit)
@@ -171,14 +174,24 @@ class Assistant:
         return retrieve(self._library, question, k, candidates=s.candidates, filters=filters)
 
     def _judge(
-        self, question: str, selection: Selection, ranked: Sequence[Sentence], found: Retrieval
+        self,
+        question: str,
+        selection: Selection,
+        nearest: Sequence[Passage],
+        ranked: Sequence[Sentence],
+        found: Retrieval,
     ) -> tuple[float, float]:
-        """Return how likely the passages hold the answer, and from where on it is given: as the selector says, if it does."""
+        """Return how likely the documents hold the answer, and from where on it is given.
+
+        By the rule for what the search brings, where it was fitted to this embedder, else as the selector says, if it does: at as
+        many wrong refusals the rule answers half as many questions about something else (docs/figures/selectors.md).
+        """
         confidence, threshold = selection.confidence, selection.threshold
-        if confidence is None:
-            signals = evidence.signals(question, selection.passages, ranked, found.cosines)
-            confidence = evidence.confidence(signals, self._rule)
-            threshold = evidence.threshold(self._library.embedder, self._rule)
+        of_rule = evidence.threshold(self._library.embedder, self._rule)
+        if of_rule or confidence is None:
+            judged = [sentence for sentence in ranked if sentence.passage in nearest]
+            confidence = evidence.confidence(evidence.signals(question, nearest, judged, found.cosines), self._rule)
+            threshold = of_rule
         wanted = self._settings.confidence
         return confidence, threshold if wanted < 0 else wanted
 

@@ -75,7 +75,9 @@ def cases_of(
             shown = passages_of(arm, question, gold=gold, retrieved=retrieved, decoys=decoys, seed=choice.seed)
             if shown is not None:
                 searched = retrieved if arm.searches else ()
-                cases[arm].append(_case(question, shown, searched, choice, counter, vector, remembering, selector))
+                cases[arm].append(
+                    _case(question, shown, searched, choice, counter, vector, remembering, selector, settings.passages)
+                )
         if progress:
             progress("prompts", done, len(question_set.questions), question_set.name)
     return cases
@@ -119,6 +121,7 @@ def _case(
     vector: npt.NDArray[np.float32],
     embedder: "Remembering",
     selector: Selector | None,
+    most: int,
 ) -> Case:
     if not shown.passages:
         messages = closed_book_messages(question.question, style=choice.prompt)
@@ -129,15 +132,31 @@ def _case(
     )
     fitting = prompt.passages
     kept = tuple(shown.passages[p.chunk_id] for p in fitting)
-    cosines = embedder.embed([f"{p.title}\n{p.text}" for p in fitting]) @ vector
     sentences = rank_sentences(question.question, fitting, vector, embedder)
     confidence = selection.confidence
     if confidence is None:
-        similar = {p.chunk_id: cosine for p, cosine in zip(fitting, cosines.tolist(), strict=True)}
-        confidence = evidence.confidence(evidence.signals(question.question, fitting, sentences, similar))
+        confidence = _by_rule(question, fitting, vector, embedder)
+    elif evidence.threshold(embedder):  # the rule decides, by what is nearest and not by what was chosen
+        numbered = [as_passage(number, passage) for number, passage in enumerate(shown.passages)]
+        confidence = _by_rule(question, numbered, vector, embedder, most)
     return Case(
         question, shown.answerable, kept, fitting, found, tuple(sentences), confidence, prompt.messages,
     )  # fmt: skip
+
+
+def _by_rule(
+    question: Question,
+    passages: Sequence[Passage],
+    vector: npt.NDArray[np.float32],
+    embedder: Embedder,
+    most: int | None = None,
+) -> float:
+    """Return how likely the `most` nearest of the passages hold the answer."""
+    cosines = embedder.embed([f"{p.title}\n{p.text}" for p in passages]) @ vector
+    similar = {p.chunk_id: cosine for p, cosine in zip(passages, cosines.tolist(), strict=True)}
+    nearest = passages if most is None else sorted(passages, key=lambda p: -similar[p.chunk_id])[:most]
+    sentences = rank_sentences(question.question, nearest, vector, embedder)
+    return evidence.confidence(evidence.signals(question.question, nearest, sentences, similar))
 
 
 def select(

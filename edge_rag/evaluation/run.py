@@ -73,7 +73,7 @@ def evaluate(
     """Run every arm, each into its folder. Finished ones are read, begun ones are gone on with."""
     configs = dict[Arm, dict[str, Any]]()
     selector, of_selector = _open_selector(plan, settings)
-    threshold = of_selector.get("calibration", {}).get("threshold", evidence.threshold(embedder))
+    threshold = evidence.threshold(embedder) or of_selector.get("calibration", {}).get("threshold", 0.0)
     with ExitStack() as locks:
         if isinstance(selector, GenerativeSelector):
             locks.callback(selector.close)
