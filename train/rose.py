@@ -39,8 +39,8 @@ from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
 from .quotes import reasoned_target
 from .run import ROWS, TrainingRun
-from .supervised import Plan, hashes_of_sets, make_examples, read_examples
-from .trainable import ADAPTER, Trainable, open_trainable
+from .supervised import Plan, hashes_of_sets, make_examples, model_to_train, read_examples
+from .trainable import ADAPTER, Trainable
 from .writer import borrow, key_of, open_gguf, sample_once, score_once, telling
 
 Pick = Literal["hardest", "random", "easiest"]
@@ -100,14 +100,7 @@ def train_rose(
 
     `responses` is another run, say with another loss: what was sampled there from the same model is not sampled again.
     """
-    first = open_trainable(
-        base,
-        adapter=adapter,
-        lora_rank=plan.lora_rank,
-        threads=settings.threads,
-        seed=plan.fitting.seed,
-        precision=plan.fitting.precision,
-    )
+    first = model_to_train(base, adapter, plan, settings)
     config = {
         "method": "rose",
         "base": file_hashes(base),
@@ -127,14 +120,7 @@ def train_rose(
         for number in range(1, preferences.rounds + 1):
             name = "model" if number == preferences.rounds else f"model-{number}"
             if number > 1:
-                model = open_trainable(
-                    base,
-                    adapter=adapter,
-                    lora_rank=plan.lora_rank,
-                    threads=settings.threads,
-                    seed=plan.fitting.seed,
-                    precision=plan.fitting.precision,
-                )
+                model = model_to_train(base, adapter, plan, settings)
             round_ = _Round(run, number, name, model, base, adapter, examples, plan, preferences, settings, progress)
             fitted = round_.train()
             adapter = run.folder / name / ADAPTER

@@ -56,14 +56,7 @@ def train_supervised(
     progress: Progress | None = None,
 ) -> Fitted:
     """Train, from `adapter` on if there is one; RUN/model holds the new one. The same call goes on with an interrupted run."""
-    model = open_trainable(
-        base,
-        adapter=adapter,
-        lora_rank=plan.lora_rank,
-        threads=settings.threads,
-        seed=plan.fitting.seed,
-        precision=plan.fitting.precision,
-    )
+    model = model_to_train(base, adapter, plan, settings)
     config = {
         "method": "supervised",
         "base": file_hashes(base),
@@ -75,6 +68,13 @@ def train_supervised(
     with TrainingRun.open(out, config, command=command, force=force) as run:
         examples = make_examples(run, plan, model, embedder, settings, progress)
         return fit_answers(run, plan, model, base, adapter, examples, progress)
+
+
+def model_to_train(base: Path, adapter: Path | None, plan: Plan, settings: Settings) -> Trainable:
+    return open_trainable(
+        base, adapter=adapter, lora_rank=plan.lora_rank, threads=settings.threads, seed=plan.fitting.seed,
+        precision=plan.fitting.precision,
+    )  # fmt: skip
 
 
 def hashes_of_sets(plan: Plan) -> dict[str, str]:
