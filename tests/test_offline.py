@@ -98,6 +98,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "export gguf": (["{home}/tiny", "-o", "{home}/tiny.gguf", "--type", "f32", "--json"], 0),
     "export hf": (["{home}/tiny.gguf", "-o", "{home}/tiny-back", "--json"], 0),
     "export lora": (["{home}/tiny-lora", "-o", "{home}/tiny-lora.gguf", "--untimed"], 0),
+    "export peft": (["{home}/tiny-lora.gguf", "-o", "{home}/tiny-lora-back", "--base", "{home}/tiny", "--json"], 0),
 }
 # Not run here: `pull` is the one that may; the benchmarks run what is run here, for minutes; `train rose`, `train gain` and
 # `train dro` run `export gguf`, and train as `train supervised` and `train radio` do, as `train relevance` does;

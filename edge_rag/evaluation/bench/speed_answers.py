@@ -20,6 +20,7 @@ from edge_rag.models import locate_generator
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf import GgufGenerator
 from edge_rag.models.gguf_batch import GgufBatch
+from edge_rag.models.gguf_native import load_llama
 from edge_rag.settings import Settings
 
 BATCH, ONE, PEER = "GgufBatch", "GgufGenerator", "Llama.create_chat_completion"
@@ -148,9 +149,8 @@ def _by_peer(llama: Any, prompts: Prompts, max_tokens: int) -> tuple[list[str], 
 
 
 def _open_peer(path: Path, settings: Settings) -> Any:
-    """Open llama-cpp-python's own class with the same threads; it was imported quiet and without busy waiting."""
-    import llama_cpp
-
+    """Open llama-cpp-python's own class with the same threads, loaded as it is for us: quiet and without busy waiting."""
+    llama_cpp = load_llama()
     threads = usable_cores(settings.threads)
     return llama_cpp.Llama(
         str(path), n_ctx=settings.context_tokens, n_threads=threads, n_threads_batch=threads, verbose=False

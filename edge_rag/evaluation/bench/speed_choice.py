@@ -25,6 +25,7 @@ from edge_rag.interfaces import Progress
 from edge_rag.library import EVERYTHING, Library
 from edge_rag.models import locate_generator, open_scorer
 from edge_rag.models.cores import usable_cores
+from edge_rag.models.gguf_native import load_llama
 from edge_rag.settings import Settings
 
 PAIRS, TOKENS, SHOWN = 20, 256, 5
@@ -151,8 +152,7 @@ def _assistant(library: Path, settings: Settings) -> Assistant:
 
 @functools.cache
 def _naive(library: Path, settings: Settings) -> tuple[Library, Any]:
-    import llama_cpp
-
+    llama_cpp = load_llama()  # as it is loaded for us: quiet, without busy waiting and what ends the process
     threads = usable_cores(settings.threads)
     path = locate_generator(settings.generator)
     llama = llama_cpp.Llama(
