@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from edge_rag.evaluation.bench import (
     speed_choice,
     speed_ingest,
     speed_search,
+    speed_training,
 )
 from edge_rag.library import Library
 from edge_rag.settings import Settings
@@ -84,6 +86,29 @@ def test_questions_of_a_damaged_file_are_one_line(tmp_path: Path) -> None:
         app, ["bench", "search", "--work", str(tmp_path), "--questions", str(tmp_path / "q.jsonl")]
     )
     assert "cannot be read as questions" in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_training_is_timed_beside_the_peer(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")  # what the tiny model is made with
+    from tiny_models import make_model
+
+    base = make_model(tmp_path / "tiny", padding=0)
+    rows = [
+        {"id": f"q{n}", "question": f"Who kept light {n}?", "answers": [f"Keeper {n}"],
+         "passages": [{"id": f"p{n}", "title": "Keepers", "text": f"Keeper {n} kept light {n}.", "gold": True}]}
+        for n in range(12)
+    ]  # fmt: skip
+    (tmp_path / "lights.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = speed_training.measure(
+        base, str(tmp_path / "lights.jsonl"), n_pairs=2, others=0, batch=2, rounds=1, peer=True, embedder=HashEmbedder(),
+        settings=Settings(threads=1), command="edge-rag bench training",
+    )  # fmt: skip
+    found = values(report)
+    assert found["edge_rag: pairs"] > 0
+    if find_spec("trl"):
+        assert found["edge_rag faster than trl ORPOTrainer"] > 0
 
 
 def test_ask_measures_the_default_generator(tmp_path: Path, default_models: Path) -> None:

@@ -22,7 +22,7 @@ from edge_rag.interfaces import Message
 from . import losses
 from .answers import Row, answer_losses
 from .examples import Example
-from .fit import Fitting, fit
+from .fit import Fitting, computes_in_bfloat16, fit
 from .trainable import open_trainable
 
 Contestant = Literal["edge_rag", "trl ORPOTrainer"]
@@ -95,6 +95,7 @@ def _trl(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, fol
             times.append(time.perf_counter())
 
     tokenizer = model.tokenizer
+    model.network.set_attn_implementation("sdpa")  # transformers' own
     texts = [
         {
             "prompt": tokenizer.decode(row.prompt),
@@ -107,7 +108,8 @@ def _trl(model: Any, pairs: Sequence[Pair], rows: Sequence[Row], batch: int, fol
         model=model.network,
         args=ORPOConfig(
             output_dir=str(folder), per_device_train_batch_size=1, gradient_accumulation_steps=batch,
-            num_train_epochs=1, learning_rate=1e-6, beta=BETA, max_length=4096, gradient_checkpointing=False, bf16=False,
+            num_train_epochs=1, learning_rate=1e-6, beta=BETA, max_length=4096, gradient_checkpointing=False,
+            bf16=computes_in_bfloat16("auto", model.network.device),
             use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True, save_strategy="no",
             logging_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
         ),

@@ -38,7 +38,7 @@ def measure(
 
     check_counts(pairs=n_pairs, batch=batch, rounds=rounds)
     examples, _ = examples_of(
-        load_set(name, part="train"), Noise(others, absent=0.0), counter=TorchModel(base, device="cpu"), style="words",
+        load_set(name, part="train"), Noise(others, absent=0.0), counter=TorchModel(base, device="cpu"), styles=("words",),
         prompt_tokens=2048, embedder=embedder, settings=settings, seed=0, limit=n_pairs, progress=progress,
     )  # fmt: skip
     pairs = speed.pairs_of(examples)
