@@ -73,7 +73,8 @@ def measure(
     mean = sum(run.n_tokens for run in spent[OURS]) / len(spent[OURS]) / len(pairs)
     notes = [
         f"{len(pairs)} pairs of {name}, {mean:.0f} tokens each on average (both sequences), steps of {batch}; ORPO,"
-        f" LoRA of rank {speed.LORA_RANK} on all linear layers, bfloat16 where that is fast (`--precision auto`), {threads} threads; {rounds} rounds in turn",
+        f" LoRA of rank {speed.LORA_RANK} on all linear layers, bfloat16 where that is fast,"
+        f" {threads} threads; {rounds} rounds in turn",
         f"{PEER}: one pair at a time (two took more than 23 GB), no gradient checkpointing",
     ]
     return Report("Training on preference pairs", tuple(figures), tuple(notes), surroundings(command, load_before))
