@@ -18,14 +18,13 @@ from edge_rag.errors import ModelError
 from edge_rag.interfaces import Progress
 from edge_rag.models import prompt_style
 from edge_rag.models.gguf_file import check_gguf
-from edge_rag.models.licences import UNKNOWN, gguf_licence
 from edge_rag.models.quantise import requantize
 
 from . import outputs, parity
 from .architectures import Shape, find_gguf
 from .gguf_tokenizer import NFC_NOTE, GgufTokenizer, build_tokenizer, composes
 from .model_folder import SINGLE
-from .sources import foreign
+from .sources import foreign, write_card
 
 
 def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progress | None = None) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         made.mkdir()
         save_tokenizer(made, rebuilt, tokenizer, shape.context)
         save_config(made, shape, tokenizer)
-        _write_card(made, source)
+        write_card(made, source, "export hf")
         if asked:
             prompt_style.write_note(made, asked)
         tensors = {}
@@ -71,14 +70,6 @@ def export_hf(source: Path, target: Path, *, threads: int = 0, progress: Progres
         outputs.refuse_if_failed(found, target)
         outputs.publish_folder(made, target, found)
     return found
-
-
-def _write_card(folder: Path, source: Path) -> None:
-    """Write a model card of a few lines, so that the licence goes on with the model."""
-    licence = gguf_licence(source)
-    head = "" if licence == UNKNOWN else f"---\nlicense: {licence}\n---\n"
-    text = f"{head}Made from {source.name} by `edge-rag export hf`.\n"
-    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_shape(reader: GGUFReader, place: str) -> Shape:

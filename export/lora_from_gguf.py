@@ -16,13 +16,12 @@ from edge_rag.errors import ModelError
 from edge_rag.interfaces import Progress
 from edge_rag.models import prompt_style
 from edge_rag.models.gguf_file import check_gguf
-from edge_rag.models.licences import UNKNOWN, gguf_licence
 
 from . import outputs
-from .adapters import CONFIG, WEIGHTS, check_fits, read_adapter
+from .adapters import WEIGHTS, check_fits, read_adapter
 from .architectures import Shape
 from .lora_to_gguf import compare
-from .sources import foreign, read_source
+from .sources import foreign, read_source, write_card
 
 _KINDS = ("general.type", "adapter.type", "general.architecture")
 
@@ -53,7 +52,9 @@ def export_peft(
         with foreign(source):
             tensors, alpha, kinds = _read(source, shape)
         _write(made, tensors, alpha, base)
-        _write_notes(made, source, {key: text for key, text in texts.items() if key not in _KINDS})
+        write_card(made, source, "export peft")
+        if asked := {key: text for key, text in texts.items() if key not in _KINDS}:
+            prompt_style.write_note(made, asked)
         adapter = read_adapter(made)
         check_fits(adapter, tuple(shape.tensor_names()), shape.tensor_shape, str(base))
         lora_type = "q8_0" if GGMLQuantizationType.Q8_0 in kinds else "f16"
@@ -108,17 +109,6 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], alpha: float, base: P
         inference_mode=True, base_model_name_or_path=str(base.resolve()),
     )  # fmt: skip
     config.save_pretrained(folder)
-    assert (folder / CONFIG).is_file()
-
-
-def _write_notes(folder: Path, source: Path, asked: dict[str, str]) -> None:
-    """Let the licence, and how it was trained to be asked, go on with it."""
-    licence = gguf_licence(source)
-    head = "" if licence == UNKNOWN else f"---\nlicense: {licence}\n---\n"
-    text = f"{head}Made from {source.name} by `edge-rag export peft`.\n"
-    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
-    if asked:
-        prompt_style.write_note(folder, asked)
 
 
 def _silent(stage: str, done: int, total: int, detail: str) -> None:

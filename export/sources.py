@@ -8,6 +8,7 @@ from pathlib import Path
 from edge_rag.answering.prompt import NOT_FOUND, PROMPT_VERSION
 from edge_rag.errors import EdgeRagError, ModelError
 from edge_rag.interfaces import Style
+from edge_rag.models.licences import UNKNOWN, gguf_licence
 from edge_rag.models.prompt_style import prompt_fields, read_note
 
 from .architectures import Shape, find_hf, shape_of
@@ -37,6 +38,14 @@ def read_source(path: Path) -> Source:
 def prompt_of(folder: Path, stated: Style | None) -> dict[str, str]:
     """Return the metadata that says how what was trained is to be asked: as stated, or as its training has noted."""
     return prompt_fields(stated, PROMPT_VERSION, NOT_FOUND) if stated else read_note(folder)
+
+
+def write_card(folder: Path, source: Path, command: str) -> None:
+    """Write a model card of a few lines into what was made from a GGUF, so that its licence goes on with it."""
+    licence = gguf_licence(source)
+    head = "" if licence == UNKNOWN else f"---\nlicense: {licence}\n---\n"
+    text = f"{head}Made from {source.name} by `edge-rag {command}`.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager

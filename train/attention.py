@@ -2,8 +2,9 @@
 
 torch's own attention for processors reads a mask for every head, computes what the mask hides, and takes most of the time of a
 step over long prompts. Here keys behind a block are left out, a mask is read only where it hides something, and heads that
-share keys are computed in one product. With eight questions about 1,400 tokens of passages that is 1.9 times as fast in
-bfloat16 on a processor with matrix units.
+share keys are computed in one product. A training step of SmolLM2-135M in bfloat16 over eight questions about 1,400 tokens of
+passages: 545 tokens/s instead of 380 on two cores with matrix units (random weights). What it costs is memory: the weights of
+all heads are kept for the way back.
 """
 
 from typing import Any

@@ -227,7 +227,10 @@ def _is_short_of_memory(model: Any, rows: Sequence[Sized], fitting: Fitting) -> 
     longest = max(_piece_tokens(fitting, device), max(row.n_tokens for row in rows))
     # Of each layer some 20 times its width and 8 times its inner width, in 32 bits: 2.9 GB for 1,024 tokens of SmolLM2-135M
     # with a LoRA, of which four threads held 11 GB.
-    needed = int(longest * config.num_hidden_layers * (20 * config.hidden_size + 8 * config.intermediate_size) * 4)
+    values = 20 * config.hidden_size + 8 * config.intermediate_size
+    if device.type != "cuda":
+        values += config.num_attention_heads * longest // 2  # attention in blocks keeps its weights
+    needed = int(longest * config.num_hidden_layers * values * 4)
     if device.type == "cuda":
         return needed > 0.6 * int(torch.cuda.mem_get_info(device)[0])
     return needed * int(torch.get_num_threads()) > 0.8 * int(psutil.virtual_memory().available)

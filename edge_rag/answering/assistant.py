@@ -110,11 +110,8 @@ class Assistant:
         if history:  # what the generator has read already stays where it is
             kept, order = tuple(in_places_of(history[-1].answer.passages, kept)), "best-first"
         clock.mark("select")
-        nearest = found.passages[: self._settings.passages]
-        either = tuple(dict.fromkeys((*kept, *nearest)))
-        ranked = rank_sentences(question, either, found.question_vector, self._library.embedder)
-        confidence, threshold = self._judge(question, selection, nearest, ranked, found)
-        sentences = [sentence for sentence in ranked if sentence.passage in kept]
+        sentences = rank_sentences(question, kept, found.question_vector, self._library.embedder)
+        confidence, threshold = self._judge(question, selection, sentences, found)
         emit = clock.first_piece(on_text)
         if kept and confidence >= threshold:
             reply = self._reply(question, kept, order, sentences, earlier, emit)
@@ -174,12 +171,7 @@ class Assistant:
         return retrieve(self._library, question, k, candidates=s.candidates, filters=filters)
 
     def _judge(
-        self,
-        question: str,
-        selection: Selection,
-        nearest: Sequence[Passage],
-        ranked: Sequence[Sentence],
-        found: Retrieval,
+        self, question: str, selection: Selection, sentences: Sequence[Sentence], found: Retrieval
     ) -> tuple[float, float]:
         """Return how likely the documents hold the answer, and from where on it is given.
 
@@ -189,7 +181,13 @@ class Assistant:
         confidence, threshold = selection.confidence, selection.threshold
         of_rule = evidence.threshold(self._library.embedder, self._rule)
         if of_rule or confidence is None:
-            judged = [sentence for sentence in ranked if sentence.passage in nearest]
+            nearest = found.passages[: self._settings.passages]
+            known = {sentence.passage for sentence in sentences}
+            others = [passage for passage in nearest if passage not in known]
+            judged = [
+                *(sentence for sentence in sentences if sentence.passage in nearest),
+                *rank_sentences(question, others, found.question_vector, self._library.embedder),
+            ]
             confidence = evidence.confidence(evidence.signals(question, nearest, judged, found.cosines), self._rule)
             threshold = of_rule
         wanted = self._settings.confidence

@@ -138,7 +138,10 @@ def _case(
         confidence = _by_rule(question, fitting, vector, embedder)
     elif evidence.threshold(embedder):  # the rule decides, by what is nearest and not by what was chosen
         numbered = [as_passage(number, passage) for number, passage in enumerate(shown.passages)]
-        confidence = _by_rule(question, numbered, vector, embedder, most)
+        if not found:  # in no order: the nearest come first, as a search would have it
+            near = embedder.embed([f"{p.title}\n{p.text}" for p in numbered]) @ vector
+            numbered = [numbered[n] for n in np.argsort(-near, kind="stable")]
+        confidence = _by_rule(question, numbered[:most], vector, embedder)
     return Case(
         question, shown.answerable, kept, fitting, found, tuple(sentences), confidence, prompt.messages,
     )  # fmt: skip
@@ -149,14 +152,12 @@ def _by_rule(
     passages: Sequence[Passage],
     vector: npt.NDArray[np.float32],
     embedder: Embedder,
-    most: int | None = None,
 ) -> float:
-    """Return how likely the `most` nearest of the passages hold the answer."""
+    """Return how likely the passages hold the answer."""
     cosines = embedder.embed([f"{p.title}\n{p.text}" for p in passages]) @ vector
     similar = {p.chunk_id: cosine for p, cosine in zip(passages, cosines.tolist(), strict=True)}
-    nearest = passages if most is None else sorted(passages, key=lambda p: -similar[p.chunk_id])[:most]
-    sentences = rank_sentences(question.question, nearest, vector, embedder)
-    return evidence.confidence(evidence.signals(question.question, nearest, sentences, similar))
+    sentences = rank_sentences(question.question, passages, vector, embedder)
+    return evidence.confidence(evidence.signals(question.question, passages, sentences, similar))
 
 
 def select(
