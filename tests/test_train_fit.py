@@ -366,7 +366,8 @@ def progress(stage, done, total, detail):
 
 found = fit(network, tiny_rows(40), tiny_rows(6, seed=1), NLL,
             Fitting(1e-2, batch=4, epochs=2, evaluate_every=4, precision=sys.argv[5]), folder, on_log=watch, progress=progress)
-print("process", os.environ.get("RANK"), "of", os.environ.get("WORLD_SIZE"), flush=True)
+sys.stdout.write(f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')}\\n")  # in one piece: two write here
+sys.stdout.flush()
 if int(os.environ.get("RANK", "0")) == 0:
     torch.save({name: value for name, value in network.state_dict().items() if "lora" in name}, folder / "end.pt")
     print("best", found.first_loss, found.best_step, found.best_loss)
