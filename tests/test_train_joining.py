@@ -38,7 +38,7 @@ def examples(
 
 
 def join(found: list[Example], most: int = 4, prompt_tokens: int = 10_000, seed: int = 0) -> list[list[Example]]:
-    together = joined(found, most, COUNTER, prompt_tokens, seed=seed)
+    together = joined(found, most, COUNTER, prompt_tokens, embedder=HashEmbedder(), seed=seed)
     return [[together[n] for n in group] for group in groups_of(together)]
 
 
@@ -91,7 +91,7 @@ def test_prompts_stay_within_their_bound(write: Write) -> None:
 def test_the_same_seed_joins_the_same_and_one_at_a_time_changes_nothing(write: Write) -> None:
     found = examples(write, [lamp(n) for n in range(30)])
     assert join(found, seed=3) == join(found, seed=3) != join(found, seed=4)
-    assert joined(found, 1, COUNTER, 100, seed=0) == found
+    assert joined(found, 1, COUNTER, 100, embedder=HashEmbedder(), seed=0) == found
 
 
 def test_questions_about_one_paragraph_show_it_once(write: Write) -> None:
@@ -120,3 +120,24 @@ def test_questions_about_the_same_passage_come_together_and_it_is_shown_once(wri
     lamps = [{e.passages[e.gold[0]].title for e in group} for group in groups]
     assert sum(map(len, lamps)) <= 12 + len(groups)  # nearly all of a lamp's questions stand in one group
     assert all(len({p.text for p in group[0].passages}) == len(group[0].passages) for group in groups)
+
+
+def test_passages_that_are_near_each_other_come_together(write: Write) -> None:
+    def about(n: int) -> dict[str, Any]:
+        kind = ("lamp oil burnt in tower", "goat cheese sold at market", "tide tables kept by clerk")[n % 3]
+        text = f"{kind} {kind} {kind} in {1800 + n}."
+        passages = [{"id": f"p{n}", "title": "", "text": text, "gold": True}]
+        return {"id": f"q{n}", "question": f"When was it, asked {n}?", "answers": [str(1800 + n)], "passages": passages}
+
+    groups = join(examples(write, [about(n) for n in range(48)], absent=0.0), most=4)
+    kinds = [{e.passages[n].text.split()[0] for e in group for n in e.gold} for group in groups]
+    assert sum(len(kind) == 1 for kind in kinds) >= len(groups) - 2  # the walk leaves a kind twice
+
+
+def test_prompts_are_short_and_long(write: Write) -> None:
+    found = examples(write, [lamp(n) for n in range(200)])
+    most = 12 * max(COUNTER.count_tokens(e.prompt) for e in found)
+    sizes = sorted(len(group) for group in join(found, most=50, prompt_tokens=most))
+    assert sizes[0] == 1
+    assert sizes[-1] >= 8
+    assert len(set(sizes)) > 4

@@ -1,7 +1,7 @@
 """GainRAG (arXiv 2505.18710): a selector learns what helps this generator to answer, which is not what is relevant.
 
     candidates  questions with the passages that a search brought, or that they have themselves
-    generator   the model to please as llama.cpp runs it; on a GPU torch does
+    generator   the model to please, as it is fastest here (see writer)
     groups      beside the candidates a passage that the generator writes itself, unless it says that it does not know. What
                 each is worth: how likely the accepted answers are made by what it adds to the question, in one prompt with
                 it alone. Only questions that the generator answers rightly from the best one are learnt from

@@ -1,7 +1,7 @@
 """RoseRAG (arXiv 2502.10993): a small model learns from its own reasons which passages not to trust.
 
     examples     questions with the passages that answer them among others, or with others only (as in supervised training)
-    writer       the model as llama.cpp runs it, to write and score fast on a CPU; on a GPU the one that is trained writes
+    writer       the model as it writes and scores fastest here (see writer); on a GPU the one that is trained does
     responses    right ones: reasons that the model gives when it sees the answer, kept if it finds the answer from them when
                  it does not see it; where none hold, the sentences that lead to the answer. Wrong ones: what it writes from
                  the noisy passages alone, if that is wrong
@@ -41,7 +41,7 @@ from .quotes import reasoned_target
 from .run import ROWS, TrainingRun
 from .supervised import Plan, hashes_of_sets, make_examples, model_to_train, read_examples
 from .trainable import ADAPTER, Trainable
-from .writer import borrow, key_of, open_gguf, sample_once, score_once, telling
+from .writer import borrow, key_of, open_writer, sample_once, score_once, telling
 
 Pick = Literal["hardest", "random", "easiest"]
 
@@ -200,11 +200,11 @@ class _Round:
 
     @contextmanager
     def writer(self) -> Iterator[LanguageModel]:
-        """The model that writes: on a CPU as a GGUF, which llama.cpp runs several times as fast as torch."""
+        """The model that writes; on a GPU there is one only."""
         if self.model.is_on_gpu:
             yield self.model.language_model
             return
-        with open_gguf(
+        with open_writer(
             self.run, f"writer-{self.number}", self.base, self.adapter, context_tokens=self.context_tokens,
             threads=self.settings.threads, progress=self.progress,
         ) as writer:  # fmt: skip

@@ -115,7 +115,10 @@ def make_examples(
                     found += examples
                 (stage.folder / f"{part}.jsonl").unlink(missing_ok=True)
                 with Rows(stage.folder / f"{part}.jsonl") as rows:
-                    for example in joined(found, plan.together, model, plan.prompt_tokens, seed=plan.fitting.seed):
+                    for example in joined(
+                        found, plan.together, model, plan.prompt_tokens, embedder=embedder, seed=plan.fitting.seed,
+                        progress=progress,
+                    ):  # fmt: skip
                         rows.add(example_row(example))
             run.show(EXAMPLES, examples_section(statistics, plan.together))
     return run.folder / EXAMPLES

@@ -384,21 +384,24 @@ def _checked(logprobs: list[float]) -> list[float]:
 def open_folder(
     folder: Path, adapter: Path | None, device: str, dtype: str, *, is_trainable: bool = False
 ) -> tuple[Any, Tokenizer, Any]:
-    """Return the model, with the adapter that is to be trained on if `is_trainable`, its tokenizer, and transformers' one."""
+    """Return the model, its tokenizer, and transformers' one. An adapter is merged, but if it `is_trainable`."""
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"{dtype!r} is no type to compute in", mend="use float32, bfloat16 or float16")
     check_folder(folder, adapter)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    is_merged = adapter is not None and not is_trainable
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True
+            folder, dtype=torch.float32 if is_merged else getattr(torch, dtype), local_files_only=True
         )
         if adapter is not None:
             import peft
 
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
                 model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+        if is_merged:
+            model = model.merge_and_unload().to(getattr(torch, dtype))
         chat = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return model.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), chat
     except (EdgeRagError, MemoryError, torch.OutOfMemoryError):

@@ -13,6 +13,7 @@ from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import content_key, file_hashes, read_rows
 from edge_rag.interfaces import Message, Progress
 
+from .fit import computes_in_bfloat16
 from .gguf_model import GgufModel
 from .language_model import LanguageModel, Prompts, Sampled, Scored
 from .run import ROWS, TrainingRun
@@ -30,28 +31,17 @@ def open_writer(
     threads: int,
     progress: Progress | None,
 ) -> Iterator[LanguageModel]:
-    """Open a model with its adapter: on a GPU with torch, elsewhere as a GGUF."""
-    if torch.cuda.is_available():
-        yield TorchModel(base, adapter, context_tokens=context_tokens)
+    """Open a model with its adapter for the engine that is fastest here.
+
+    That is torch on a GPU, and on a processor that multiplies matrices of bfloat16 (AMX): three times as fast as llama.cpp over
+    prompts of 730 tokens. Elsewhere it is llama.cpp, several times as fast as torch, and a GGUF is made first.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    in_bfloat16 = computes_in_bfloat16("auto", device)
+    if in_bfloat16 or device.type == "cuda":
+        dtype = "bfloat16" if in_bfloat16 else "float32"
+        yield TorchModel(base, adapter, dtype=dtype, threads=threads, context_tokens=context_tokens)
         return
-    with open_gguf(
-        run, stage, base, adapter, context_tokens=context_tokens, threads=threads, progress=progress
-    ) as model:
-        yield model
-
-
-@contextmanager
-def open_gguf(
-    run: TrainingRun,
-    stage: str,
-    base: Path,
-    adapter: Path | None,
-    *,
-    context_tokens: int,
-    threads: int,
-    progress: Progress | None,
-) -> Iterator[LanguageModel]:
-    """Open a model with its adapter as a GGUF, which llama.cpp runs several times as fast as torch on a CPU; make it first."""
     with run.stage(stage, {"base": base, "adapter": adapter or ""}) as made:
         if not made.is_complete:
             if progress:
