@@ -57,7 +57,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 }
 ENV_PREFIX = "EDGE_RAG_"
 # In the environment under the same prefix, but not settings: where things lie, and switches for tests and benchmarks.
-NOT_SETTINGS = {f"EDGE_RAG_{name}" for name in ("HOME", "DATA", "SIMD", "API_KEY", "TEST_CACHE")}
+NOT_SETTINGS = {f"EDGE_RAG_{name}" for name in ("HOME", "DATA", "SIMD", "AMX", "API_KEY", "TEST_CACHE")}
 
 
 def home_dir() -> Path:

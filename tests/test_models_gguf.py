@@ -1,5 +1,6 @@
 """The real generator: what it answers, what it keeps, what it refuses, and how it treats damaged files."""
 
+import os
 import shutil
 import signal
 import struct
@@ -443,11 +444,18 @@ def test_what_is_no_gguf_is_refused_before_llama_cpp_sees_it(tmp_path: Path, dat
         GgufGenerator(path)
 
 
-def test_kernels_for_amx_are_left_out_where_they_were_compiled(generator_file: Path) -> None:
-    llama = gguf_native.load_llama()
-    is_compiled = b"AMX_INT8 = 1" in llama.llama_print_system_info()
-    for module in (llama, llama.llama_cpp):  # ours, and the one that llama-cpp-python's own class asks
-        assert module.llama_model_default_params().use_extra_bufts != is_compiled
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_kernels_for_amx_are_left_out_where_they_were_compiled_unless_they_are_wanted(is_wanted: bool) -> None:
+    code = (
+        "from edge_rag.models.gguf_native import load_llama; llama = load_llama()\n"
+        "said = b'AMX_INT8 = 1' in llama.llama_print_system_info()\n"
+        # ours, and the one that llama-cpp-python's own class asks
+        "print(said, *(m.llama_model_default_params().use_extra_bufts for m in (llama, llama.llama_cpp)))"
+    )
+    env = {**os.environ, "EDGE_RAG_AMX": str(int(is_wanted))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    is_compiled, *are_used = done.stdout.split()
+    assert are_used == [str(is_wanted or is_compiled == "False")] * 2
 
 
 def test_a_whole_file_that_is_no_model_is_refused(tmp_path: Path, generator_file: Path) -> None:

@@ -45,7 +45,7 @@ def load_llama() -> Any:
         raise MissingExtraError("llm", "generating answers with a GGUF model") from error
     llama_cpp.llama_log_set(_no_log(llama_cpp), ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info() and os.environ.get("EDGE_RAG_AMX") != "1":
         _leave_out_amx(llama_cpp)
     return llama_cpp
 
@@ -53,8 +53,9 @@ def load_llama() -> Any:
 def _leave_out_amx(llama_cpp: Any) -> None:
     """Keep llama.cpp from its kernels for AMX, which end the process with an illegal instruction.
 
-    It describes its tiles in memory that gcc 12 takes for unused, and leaves unwritten (llama.cpp, pull request 26954). Kernels
-    are chosen by where weights are put, and these other places are asked for in the default parameters of every model.
+    It describes its tiles in memory that gcc 12 takes for unused, and leaves unwritten (llama.cpp, pull request 26954), unless
+    it is told not to: EDGE_RAG_AMX=1 says that it was. Kernels are chosen by where weights are put, and these other places are
+    asked for in the default parameters of every model.
     """
     native = llama_cpp.llama_cpp
     defaults = native.llama_model_default_params
