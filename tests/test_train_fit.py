@@ -18,10 +18,12 @@ from edge_rag.train.answers import (
     answer_losses,
     answers_loss,
     sharing_prompt,
+    sharing_prompts,
     usual_lengths,
     weighed,
 )
 from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
+from edge_rag.train.rose import Preferences, preference_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,33 +169,44 @@ def test_answers_that_share_a_prompt_do_not_see_each_other(kind: str) -> None:
             assert torch.allclose(together[r, a, : len(answer)], alone[0, 0], atol=1e-5)
 
 
-def test_questions_that_share_a_prompt_are_learnt_as_if_each_was_alone() -> None:
-    network = tiny_network("llama")
+def joined_by_hand(answers: int) -> tuple[list[Row], list[list[int]]]:
+    """Rows that begin alike, with a remainder and answers of their own, and which of them are to be joined."""
     start = tuple(range(3, 20))
-    alone = [
-        [Row((*start, *asked), (answer,), usual=3.0) for asked, answer in group]
-        for group in (
-            [((30, 31), (4, 5)), ((30, 33, 34), (6, 6, 6, 6)), ((35,), (7,))],
-            [((41,), (8, 9, 9)), ((42, 43), (4,))],
+    draw = torch.Generator().manual_seed(1)
+    rows = [
+        Row(
+            (*start, *torch.randint(20, 50, (1 + n % 3,), generator=draw).tolist()),
+            tuple(tuple(torch.randint(3, 20, (1 + (n + a) % 4,), generator=draw).tolist()) for a in range(answers)),
+            reference=tuple(-1.0 - n - a for a in range(answers)),
+            usual=3.0,
         )
+        for n in range(6)
     ]
-    shared = [sharing_prompt(rows) for rows in alone]
-    assert shared[0].prompt == start and shared[0].asked == ((30, 31), (30, 33, 34), (35,))
-    assert sum(row.n_tokens for row in shared) < sum(row.n_tokens for rows in alone for row in rows)
+    return rows, [[0, 1, 2], [3], [4, 5]]
 
-    def learnt(rows: list[Row]) -> tuple[list[float], list[Any]]:
+
+@pytest.mark.parametrize("loss", ["answers", "orpo", "dpo", "simpo"])
+def test_rows_that_share_a_prompt_are_learnt_as_if_each_was_alone(loss: Any) -> None:
+    network = tiny_network("llama")
+    computed = answers_loss if loss == "answers" else preference_loss(Preferences(loss=loss))
+    alone, groups = joined_by_hand(answers=1 if loss == "answers" else 2)
+    shared = sharing_prompts(alone, groups)
+    assert len(shared) == 3
+    assert sum(row.n_tokens for row in shared) < sum(row.n_tokens for row in alone)
+
+    def learnt(rows: list[Row]) -> tuple[dict[str, float], list[Any]]:
         logps, mask = answer_logps(network, rows, pad=0)
-        loss, _ = answers_loss(logps, mask, rows)
+        found, figures = computed(logps, mask, rows)
         network.zero_grad()
-        loss.sum().backward()
-        return loss.tolist(), gradients(network)
+        found.mean().backward()
+        means = {"loss": found.mean().item(), **{name: each.mean().item() for name, each in figures.items()}}
+        return means, gradients(network)
 
     found, gradient = learnt(shared)
-    singly = [learnt(rows) for rows in alone]
-    assert found == pytest.approx([sum(each) / len(each) for each, _ in singly], rel=1e-5)
-    for own, *others in zip(gradient, *(each for _, each in singly), strict=True):
-        expected = sum(other / len(rows) for other, rows in zip(others, alone, strict=True))
-        assert torch.allclose(own, expected, atol=1e-5)
+    expected, one_by_one = learnt(alone)
+    assert found == pytest.approx(expected, rel=1e-4)
+    for own, other in zip(gradient, one_by_one, strict=True):
+        assert torch.allclose(own, other, atol=1e-5)
 
 
 def test_answers_count_by_their_weights() -> None:

@@ -184,6 +184,14 @@ def test_rose_prefers_right_responses_and_its_adapter_runs(
     edge_rag(*command, "--loss", "dpo", "--pick", "random", "--responses", tmp_path / "rose", home=home)
     for name, stored in (("responses", sampled), ("scores", scored)):
         assert sorted((tmp_path / "other" / "rows" / f"{name}.jsonl").read_bytes()) == sorted(stored)
+    command[command.index(tmp_path / "other")] = tmp_path / "joined"
+    edge_rag(*command, "--loss", "dpo", "--together", 3, home=home)
+    examples = read_rows(tmp_path / "joined" / "examples" / "train.jsonl")
+    assert len({tuple(p["text"] for p in e["passages"]) for e in examples}) < 0.6 * len(examples)
+    dev = [row["dev_preferred"] for row in read_rows(tmp_path / "joined" / METRICS) if "dev_preferred" in row]
+    assert dev[-1] >= dev[0]
+    done = edge_rag(*command, "--prompt-loss", "--together", 3, home=home, expect=2)
+    assert "leave out --prompt-loss" in done.stderr
 
 
 def test_an_adapter_that_is_none_is_said_so(base: Path, questions: Path, tmp_path: Path, home: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,32 @@ def test_the_first_tokens_of_all_answers_share_one(tiny: Pair, model: LanguageMo
     single = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == 1]
     (found,) = model.score([prompts()[4]], [[*single, ""]])
     assert 0.5 < sum(math.exp(s.logprobs[0]) for s in found) < 1.0
+
+
+def test_what_prompts_have_in_common_is_computed_once(tiny: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = "The lamp was lit in 1849, and the keeper went home. " * 6
+    asked = [
+        [Message("user", f"{passages}\n{text}")] for text in ("Who?", "When was it, and by whom?", "Why?", "Where to?")
+    ]
+    others = prompts()[:2]
+    mixed = [others[0], *asked, others[1]]
+    texts = [list(ANSWERS[: 1 + n % 3]) for n in range(len(mixed))]
+    alone = [tiny.torch.score([prompt], [each])[0] for prompt, each in zip(mixed, texts, strict=True)]
+    drawn = [tiny.torch.sample([prompt], n=2, max_tokens=6, temperature=1.0, seed=3)[0] for prompt in mixed]
+    n_computed = []
+    compute = tiny.torch._compute
+
+    def counted(tokens: Any, *rest: Any, **options: Any) -> Any:
+        n_computed.append(tokens.numel())
+        return compute(tokens, *rest, **options)
+
+    monkeypatch.setattr(tiny.torch, "_compute", counted)
+    assert largest_difference(tiny.torch.score(mixed, texts), alone) < 1e-4
+    n_answers = sum(len(tiny.torch.vocabulary.answer_tokens(t, ended=True)) for each in texts for t in each)
+    assert sum(n_computed) < 0.6 * sum(map(tiny.torch.count_tokens, mixed)) + 3 * n_answers
+    assert tiny.torch.sample(mixed, n=2, max_tokens=6, temperature=1.0, seed=3) == [
+        [replace(s, logprob=pytest.approx(s.logprob, abs=1e-4)) for s in each] for each in drawn
+    ]
 
 
 def test_an_answer_that_goes_on_has_no_end(model: LanguageModel) -> None:

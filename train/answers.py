@@ -7,7 +7,7 @@ work of a small model.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -60,7 +60,7 @@ def weighed(rows: Sequence[Row], styles: Sequence[Style]) -> list[Row]:
 
 
 def sharing_prompt(rows: Sequence[Row]) -> Row:
-    """Return rows of one answer each as one: what their prompts begin with alike is computed once."""
+    """Return rows as one, with all their answers: what their prompts begin with alike is computed once."""
     if len(rows) == 1:
         return rows[0]
     prompts = [row.prompt for row in rows]
@@ -68,10 +68,24 @@ def sharing_prompt(rows: Sequence[Row]) -> Row:
     n = min(sum(1 for _ in alike), *(len(prompt) - 1 for prompt in prompts))  # answers begin after a token of their own
     return Row(
         prompts[0][:n],
-        tuple(row.answers[0] for row in rows),
-        tuple(prompt[n:] for prompt in prompts),
+        tuple(answer for row in rows for answer in row.answers),
+        tuple(row.prompt[n:] for row in rows for _ in row.answers),
+        reference=tuple(value for row in rows for value in row.reference),
         usual=sum(row.usual for row in rows) / len(rows),
     )
+
+
+def sharing_prompts(rows: Sequence[Row], groups: Iterable[Sequence[int]]) -> list[Row]:
+    """Return the rows of each group as one. Each goes on counting as much as another, whatever the size of its group."""
+    joined = list(groups)
+    share = len(joined) / len(rows)
+    return [
+        replace(
+            sharing_prompt([rows[n] for n in group]),
+            weights=tuple(share / len(rows[n].answers) for n in group for _ in rows[n].answers),
+        )
+        for group in joined
+    ]
 
 
 def usual_lengths(rows: Sequence[Row], like: Tensor) -> Tensor:

@@ -32,9 +32,10 @@ from edge_rag.interfaces import Embedder, Message, Progress
 from edge_rag.settings import Settings
 
 from . import losses
-from .answers import Loss, Row, fit_to_answers, usual_lengths, weighed
+from .answers import Loss, Row, answer_weights, fit_to_answers, sharing_prompts, usual_lengths, weighed
 from .examples import Example
 from .fit import Fitted
+from .joining import groups_of
 from .language_model import LanguageModel, Sampled
 from .page import Beside, Section, Value
 from .quotes import reasoned_target
@@ -163,7 +164,7 @@ class _Round:
             inputs,
             self.model,
             rows,
-            _loss(self.preferences),
+            preference_loss(self.preferences),
             self.plan.fitting,
             self.plan.styles[0],
             self.progress,
@@ -313,7 +314,9 @@ class _Round:
             )
             for pair, prompt, reference in zip(found, prompts, before, strict=True)
         ]
-        return weighed(rows, [examples[pair.example].style for pair in found])
+        asked = [examples[pair.example] for pair in found]
+        rows = weighed(rows, [example.style for example in asked])
+        return sharing_prompts(rows, groups_of(asked)) if self.plan.together > 1 else rows
 
     def sample(
         self,
@@ -448,23 +451,33 @@ def _hint(example: Example) -> list[Message]:
     ]
 
 
-def _loss(preferences: Preferences) -> Loss:
+def preference_loss(preferences: Preferences) -> Loss:
+    """Return the loss of a row: of its pairs, whose answers stand one after the other, by their weights."""
+
     def loss(logps: Tensor, mask: Tensor, rows: Sequence[Row]) -> tuple[Tensor, dict[str, Tensor]]:
-        usual = usual_lengths(rows, logps)
+        most = logps.shape[1] // 2  # pairs of a row
+        usual = usual_lengths(rows, logps).repeat_interleave(most)
+        shares = answer_weights(rows, logps)[:, ::2] * 2
+        pairs, masks = logps.reshape(-1, 2, logps.shape[2]), mask.reshape(-1, 2, mask.shape[2])
         if preferences.loss == "orpo":
-            found = losses.orpo(logps, mask, usual, beta=preferences.beta)
+            found = losses.orpo(pairs, masks, usual, beta=preferences.beta)
         elif preferences.loss == "dpo":
-            reference = torch.tensor([row.reference for row in rows], dtype=logps.dtype, device=logps.device)
-            found = losses.dpo(logps, mask, reference, beta=preferences.beta)
+            padded = [(*row.reference, *[0.0] * (2 * most - len(row.reference))) for row in rows]
+            reference = torch.tensor(padded, dtype=logps.dtype, device=logps.device).reshape(-1, 2)
+            found = losses.dpo(pairs, masks, reference, beta=preferences.beta)
         else:
-            found = losses.simpo(logps, mask, beta=preferences.beta, margin=preferences.margin)
-        means = losses.mean_logps(logps, mask)
+            found = losses.simpo(pairs, masks, beta=preferences.beta, margin=preferences.margin)
+        means = losses.mean_logps(pairs, masks)
         figures = {
-            "nll": losses.answer_nll(logps, mask, usual),
+            "nll": losses.answer_nll(pairs, masks, usual),
             "preferred": (means[:, 0] > means[:, 1]).float(),
             "margin": means[:, 0] - means[:, 1],
         }
-        return found, figures
+
+        def of_rows(values: Tensor) -> Tensor:
+            return (values.reshape(len(rows), most) * shares).sum(-1)
+
+        return of_rows(found), {name: of_rows(values) for name, values in figures.items()}
 
     return loss
 

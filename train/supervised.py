@@ -16,7 +16,7 @@ from edge_rag.evaluation.run_folder import Rows, file_hashes, read_rows
 from edge_rag.interfaces import Embedder, Progress, Style
 from edge_rag.settings import Settings
 
-from .answers import Row, answers_loss, fit_to_answers, sharing_prompt, weighed
+from .answers import Row, answers_loss, fit_to_answers, sharing_prompts, weighed
 from .examples import Example, Noise, Statistics, example_of_row, example_row, examples_of
 from .fit import Fitted, Fitting
 from .joining import groups_of, joined
@@ -159,4 +159,4 @@ def rows_of(examples: Sequence[Example], model: Trainable, *, share: bool = Fals
     targets = [reasoned_target(e) if e.style == "rationale" else e.target for e in examples]
     rows = [Row(model.prompt(e.prompt), (model.answer(target),)) for e, target in zip(examples, targets, strict=True)]
     rows = weighed(rows, [e.style for e in examples])
-    return [sharing_prompt([rows[n] for n in group]) for group in groups_of(examples)] if share else rows
+    return sharing_prompts(rows, groups_of(examples)) if share else rows

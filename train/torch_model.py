@@ -1,7 +1,8 @@
 """A language model for training that torch runs: a Hugging Face folder with or without an adapter, or a model in memory.
 
-A prompt is computed once, and its keys and values are expanded for all of its answers. Batches are made by tokens, so that memory
-stays bounded whatever the lengths are; the longest come first, so that a batch that does not fit says so at once.
+A prompt is computed once, and its keys and values are expanded for all of its answers; what questions about the same passages
+have in common is computed once for all of them. Batches are made by tokens, so that memory stays bounded whatever the lengths
+are; the longest come first, so that a batch that does not fit says so at once.
 """
 
 import copy
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +178,17 @@ class TorchModel:
         return done
 
     def _read(self, prompts: list[list[int]]) -> "_Read":
-        """Compute prompts together, with padding on their left."""
-        length = max(map(len, prompts))
-        padded = [[0] * (length - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        found = self._compute(self._tensor(padded), self._tensor(mask), None, logits_to_keep=1)
-        return _Read(found[_CACHE], self._tensor(mask), found.logits[:, -1].float(), length)
+        """Compute prompts together, with padding on their left: once, what most of them is alike."""
+        alike = _alike(prompts)
+        before = self._read([prompts[0][:alike]]).rows(self._tensor([0] * len(prompts))) if alike else None
+        rests = [prompt[alike:] for prompt in prompts]
+        length = max(map(len, rests))
+        padded = [[0] * (length - len(rest)) + rest for rest in rests]
+        mask = self._tensor([[0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
+        if before is not None:
+            mask = torch.cat([before.mask, mask], 1)
+        found = self._compute(self._tensor(padded), mask, before and before.cache, logits_to_keep=1)
+        return _Read(found[_CACHE], mask, found.logits[:, -1].float(), alike + length)
 
     def _write(self, read: "_Read", drafts: list["_Draft"], max_tokens: int, temperature: float, top_p: float) -> None:
         """Finish drafts, a token of each at a time."""
@@ -360,8 +367,25 @@ class _Draft:
 
 
 def _batches(prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield prompts that are read together, those of like length; `more` is what the answers to each may add."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    """Yield prompts that are read together: those that are mostly alike, others by like length; the longest first.
+
+    `more` is what the answers to each may add.
+    """
+    families, others = [], []
+    for family in _families(prompts):
+        if len(family) > 1:
+            families.append(family)
+        else:
+            others += family
+    batches = [
+        batch
+        for members in [*families, others]
+        for batch in _cut(sorted(members, key=lambda i: -len(prompts[i])), prompts, more, batch_tokens)
+    ]
+    yield from sorted(batches, key=lambda batch: -len(prompts[batch[0]]))
+
+
+def _cut(order: list[int], prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[int]]:
     batch: list[int] = []
     for index in order:
         longest = len(prompts[batch[0]]) if batch else len(prompts[index])
@@ -371,6 +395,27 @@ def _batches(prompts: list[list[int]], more: list[int], batch_tokens: int) -> It
         batch.append(index)
     if batch:
         yield batch
+
+
+def _families(prompts: list[list[int]]) -> Iterator[list[int]]:
+    """Group prompts that follow each other and are mostly alike: questions about the same passages."""
+    family: list[int] = []
+    for index, prompt in enumerate(prompts):
+        if family and not _alike([prompts[family[0]], prompt]):
+            yield family
+            family = []
+        family.append(index)
+    if family:
+        yield family
+
+
+def _alike(prompts: list[list[int]]) -> int:
+    """Return how many tokens prompts begin with alike, if that is most of each: else 0."""
+    if len(prompts) == 1:
+        return 0
+    n = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
+    n = min(n, min(map(len, prompts)) - 1)  # something of each is left to be answered
+    return n if 2 * n > max(map(len, prompts)) else 0
 
 
 def _checked(logprobs: list[float]) -> list[float]:

@@ -136,6 +136,7 @@ def rose_run(
     draws: DrawsOption = 1,
     prompt: Annotated[str, typer.Option(help="What is asked for: rationale or words.", metavar="STYLE")] = "rationale",
     prompt_tokens: PromptTokensOption = 1024,
+    together: TogetherOption = 1,
     samples: Annotated[int, typer.Option(help="Responses of each kind to each question.", min=1)] = 4,
     temperature: Annotated[float, typer.Option(help="At which they are sampled.", min=0.01)] = 0.8,
     rejection: Annotated[
@@ -179,7 +180,7 @@ def rose_run(
     settings = settings_of(context)
     plan = Plan(
         tuple(dict.fromkeys(set)), limit, dev_limit, Noise(others, absent, draws),
-        (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, 1, lora_rank,
+        (one_of("--prompt", prompt, ("rationale", "words")),), prompt_tokens, together, lora_rank,
         Fitting(
             learning_rate, batch, epochs, evaluate_every=evaluate_every, patience=patience, prompt_loss=prompt_loss,
             precision=precision_of(precision), seed=seed,
@@ -188,6 +189,8 @@ def rose_run(
     one_of("--loss", loss, ("orpo", "dpo", "simpo"))
     if prompt_loss and loss != "orpo":
         raise UsageError(f"{loss} has no likelihood that the prompt could be part of", mend="leave out --prompt-loss")
+    if prompt_loss and together > 1:
+        raise UsageError("a prompt of several questions has no likelihood of its own", mend="leave out --prompt-loss")
     preferences = Preferences(
         samples, temperature, rejection, one_of("--pick", pick, ("hardest", "random", "easiest")), loss,
         (2.0 if loss == "simpo" else 0.1) if beta is None else beta, margin, rounds,
