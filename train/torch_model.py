@@ -37,7 +37,11 @@ from .torch_vocabulary import TorchVocabulary
 _CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384, "cuda": 131072}  # of prompts and answers that are computed and held at once
-DRAFT_TOKENS = {"cpu": 32768, "mps": 16384, "cuda": 131072}  # of answers being written and what is before them: held only
+DRAFT_TOKENS = {
+    "cpu": 32768,
+    "mps": 16384,
+    "cuda": 131072,
+}  # of answers being written and what is before them: held only
 LOGITS_BYTES = {"cpu": 256 << 20, "mps": 512 << 20, "cuda": 2 << 30}  # for the answers of one call, in 32 bits
 _MEND = "make such a folder: edge-rag export hf NAME -o DIR"
 
@@ -196,16 +200,19 @@ class TorchModel:
         """Finish drafts, a token of each at a time."""
         places = self._tensor([draft.place for draft in drafts])
         held, logits = read.rows(places), read.logits[places]
-        going = [draft for draft in drafts if not draft.is_finished]
-        while going:
+        going = list(drafts)
+        while not all(draft.is_finished for draft in going):
             tokens = self._draw(logits, [draft.draws.random() for draft in going], temperature, top_p)
             logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
             for draft, token, logprob in zip(going, tokens.tolist(), _checked(logprobs), strict=True):
-                draft.add(token, logprob, self.vocabulary.is_end(token), max_tokens)
-            left = self._tensor([i for i, draft in enumerate(going) if not draft.is_finished])
-            if len(left) < len(going):
-                going = [draft for draft in going if not draft.is_finished]
-                held, tokens = held.rows(left), tokens[left]
+                if not draft.is_finished:
+                    draft.add(token, logprob, self.vocabulary.is_end(token), max_tokens)
+            left = [i for i, draft in enumerate(going) if not draft.is_finished]
+            if (
+                len(left) <= len(going) // 2
+            ):  # what is left out is copied, which costs more than a token of some that are done
+                going = [going[i] for i in left]
+                held, tokens = held.rows(self._tensor(left)), tokens[self._tensor(left)]
             if going:
                 held.mask = torch.cat([held.mask, torch.ones_like(held.mask[:, :1])], 1)
                 found = self._compute(tokens[:, None], held.mask, held.cache, logits_to_keep=1)
