@@ -20,6 +20,7 @@ import torch
 from edge_rag.export import parity_texts
 from edge_rag.export.lora_to_gguf import export_lora
 from edge_rag.export.to_gguf import export_gguf
+from edge_rag.train.fit import Precision
 from edge_rag.train.gguf_model import GgufModel
 from edge_rag.train.language_model import LanguageModel, Scored
 from edge_rag.train.run import TrainingRun
@@ -129,17 +130,22 @@ def test_torch_writes_where_bfloat16_is_fast_and_llama_cpp_elsewhere(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # a GPU writes with torch always
     adapter = make_adapter(tmp_path / "adapter", folder)
     found = {}
-    for is_fast, engine in ((True, TorchModel), (False, GgufModel)):
+    wanted: tuple[tuple[bool, Precision, type], ...] = (
+        (True, "auto", TorchModel), (False, "auto", GgufModel), (True, "float32", GgufModel),
+    )  # fmt: skip
+    for is_fast, precision, engine in wanted:
         monkeypatch.setattr("edge_rag.train.writer.computes_in_bfloat16", lambda *_, is_fast=is_fast: is_fast)
-        out = tmp_path / engine.__name__
+        out = tmp_path / f"{is_fast} {precision}"
         with (
             TrainingRun.open(out, {"method": "x"}, command="x") as run,
-            open_writer(run, "writer", folder, adapter, context_tokens=1024, threads=1, progress=None) as writer,
+            open_writer(
+                run, "writer", folder, adapter, context_tokens=1024, threads=1, precision=precision, progress=None
+            ) as writer,
         ):
             assert isinstance(writer, engine)
-            found[engine] = writer.score(prompts()[:2], [list(ANSWERS[:2])] * 2)
-        assert (out / "writer").exists() != is_fast  # a GGUF is made only for llama.cpp
-    means = [[s.mean for row in scores for s in row] for scores in found.values()]
+            found[is_fast, precision] = writer.score(prompts()[:2], [list(ANSWERS[:2])] * 2)
+        assert (out / "writer").exists() == (engine is GgufModel)  # a GGUF is made only for llama.cpp
+    means = [[s.mean for row in found[key] for s in row] for key in ((True, "auto"), (False, "auto"))]
     # bfloat16 has 8 bits: measured .08 with this model, and at most .13 of 48 answers' means with SmolLM2-135M
     assert max(abs(x - y) for x, y in zip(*means, strict=True)) < 0.15
 

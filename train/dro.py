@@ -465,7 +465,7 @@ class _Learning:
     def open(self, which: str, adapter: Path | None) -> AbstractContextManager[LanguageModel]:
         return open_writer(
             self.run, f"{which}-writer", self.base, adapter, context_tokens=self.settings.context_tokens,
-            threads=self.settings.threads, progress=self.progress,
+            threads=self.settings.threads, precision=self.plan.fitting.precision, progress=self.progress,
         )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ class _Valuing:
             counts: dict[Part, Counter[str]] = {}
             with open_writer(
                 self.run, GENERATOR, self.generator, self.adapter, context_tokens=self.settings.context_tokens,
-                threads=self.settings.threads, progress=self.progress,
+                threads=self.settings.threads, precision=self.plan.fitting.precision, progress=self.progress,
             ) as model:  # fmt: skip
                 for part in PARTS:
                     counts[part] = Counter()

@@ -26,7 +26,7 @@ from edge_rag.settings import Settings
 
 from . import targets
 from .examples import Example
-from .fit import Fitted
+from .fit import Fitted, Fitting
 from .page import Beside, Section
 from .quotes import quotes
 from .run import TrainingRun
@@ -125,7 +125,7 @@ def _make_groups(
         given = (
             {part: [_quoted(one) for one in asked[part]] for part in PARTS}
             if generator is None or rationales.source == "quotes"
-            else _written(run, asked, generator, adapter, plan.fitting.seed, settings, progress)
+            else _written(run, asked, generator, adapter, plan.fitting, settings, progress)
         )
         groups: dict[Part, list[Group]] = {}
         counts: dict[Part, Counter[str]] = {}
@@ -153,13 +153,14 @@ def _written(
     asked: Mapping[Part, Sequence[Asked]],
     generator: Path,
     adapter: Path | None,
-    seed: int,
+    fitting: Fitting,
     settings: Settings,
     progress: Progress | None,
 ) -> dict[Part, list[str]]:
     """Let the generator say why each answer is right."""
     with open_writer(
-        run, GENERATOR, generator, adapter, context_tokens=settings.context_tokens, threads=settings.threads, progress=progress
+        run, GENERATOR, generator, adapter, context_tokens=settings.context_tokens, threads=settings.threads,
+        precision=fitting.precision, progress=progress,
     ) as model:  # fmt: skip
         made_by = key_of(generator, adapter, model)
         return {
@@ -167,7 +168,7 @@ def _written(
                 " ".join(sample.text.split())
                 for (sample,) in sample_once(
                     run, WRITTEN, model, made_by, [_hint(one) for one in asked[part]], n=1, max_tokens=RATIONALE_TOKENS,
-                    temperature=TEMPERATURE, seed=seed, what=f"{part}, rationales", progress=progress,
+                    temperature=TEMPERATURE, seed=fitting.seed, what=f"{part}, rationales", progress=progress,
                 )
             ]
             for part in PARTS

@@ -207,7 +207,7 @@ class _Round:
             return
         with open_writer(
             self.run, f"writer-{self.number}", self.base, self.adapter, context_tokens=self.context_tokens,
-            threads=self.settings.threads, progress=self.progress,
+            threads=self.settings.threads, precision=self.plan.fitting.precision, progress=self.progress,
         ) as writer:  # fmt: skip
             yield writer
 

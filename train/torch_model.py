@@ -37,11 +37,7 @@ from .torch_vocabulary import TorchVocabulary
 _CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
 BATCH_TOKENS = {"cpu": 8192, "mps": 16384, "cuda": 131072}  # of prompts and answers that are computed and held at once
-DRAFT_TOKENS = {
-    "cpu": 32768,
-    "mps": 16384,
-    "cuda": 131072,
-}  # of answers being written and what is before them: held only
+HELD_TOKENS = {"cpu": 32768, "mps": 16384, "cuda": 131072}  # of answers that are being written, and what is before them
 LOGITS_BYTES = {"cpu": 256 << 20, "mps": 512 << 20, "cuda": 2 << 30}  # for the answers of one call, in 32 bits
 _MEND = "make such a folder: edge-rag export hf NAME -o DIR"
 
@@ -87,7 +83,7 @@ class TorchModel:
         self.context_tokens = context_tokens or int(config.max_position_embeddings)
         kind = model.device.type
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cpu"])
-        self._draft_tokens = batch_tokens or DRAFT_TOKENS.get(kind, DRAFT_TOKENS["cpu"])
+        self._held_tokens = batch_tokens or HELD_TOKENS.get(kind, HELD_TOKENS["cpu"])
         logits_bytes = LOGITS_BYTES.get(kind, LOGITS_BYTES["cpu"])
         self._logits_tokens = max(1, logits_bytes // (8 * config.vocab_size))  # as the model gives them, and in 32 bits
         self.vocabulary = TorchVocabulary(tokenizer, chat, _end_ids(model), where)
@@ -118,7 +114,7 @@ class TorchModel:
                     for place, index in enumerate(chosen)
                     for number in range(n)
                 ]
-                rows = max(1, self._draft_tokens // (read.length + max_tokens))
+                rows = max(1, self._held_tokens // (read.length + max_tokens))
                 for start in range(0, len(drafts), rows):
                     self._write(read, drafts[start : start + rows], max_tokens, temperature, top_p)
                 for place, index in enumerate(chosen):
@@ -208,9 +204,8 @@ class TorchModel:
                 if not draft.is_finished:
                     draft.add(token, logprob, self.vocabulary.is_end(token), max_tokens)
             left = [i for i, draft in enumerate(going) if not draft.is_finished]
-            if (
-                len(left) <= len(going) // 2
-            ):  # what is left out is copied, which costs more than a token of some that are done
+            # To leave some out copies the others, which costs more than a token of those that are done.
+            if len(left) <= len(going) // 2:
                 going = [going[i] for i in left]
                 held, tokens = held.rows(self._tensor(left)), tokens[self._tensor(left)]
             if going:

@@ -13,7 +13,7 @@ from edge_rag.errors import EdgeRagError, UsageError
 from edge_rag.evaluation.run_folder import content_key, file_hashes, read_rows
 from edge_rag.interfaces import Message, Progress
 
-from .fit import computes_in_bfloat16
+from .fit import Precision, computes_in_bfloat16
 from .gguf_model import GgufModel
 from .language_model import LanguageModel, Prompts, Sampled, Scored
 from .run import ROWS, TrainingRun
@@ -29,15 +29,17 @@ def open_writer(
     *,
     context_tokens: int,
     threads: int,
+    precision: Precision,
     progress: Progress | None,
 ) -> Iterator[LanguageModel]:
     """Open a model with its adapter for the engine that is fastest here.
 
     That is torch on a GPU, and on a processor that multiplies matrices of bfloat16 (AMX): three times as fast as llama.cpp over
-    prompts of 730 tokens. Elsewhere it is llama.cpp, several times as fast as torch, and a GGUF is made first.
+    prompts of 730 tokens, unless `precision` is 32 bits. Elsewhere it is llama.cpp, several times as fast as torch, and a GGUF
+    is made first.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    in_bfloat16 = computes_in_bfloat16("auto", device)
+    in_bfloat16 = precision != "float32" and computes_in_bfloat16("auto", device)
     if in_bfloat16 or device.type == "cuda":
         dtype = "bfloat16" if in_bfloat16 else "float32"
         yield TorchModel(base, adapter, dtype=dtype, threads=threads, context_tokens=context_tokens)
