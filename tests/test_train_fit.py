@@ -22,6 +22,7 @@ from edge_rag.train.answers import (
     usual_lengths,
     weighed,
 )
+from edge_rag.train.attention import use_blocks
 from edge_rag.train.fit import Fitting, fit, last_checkpoint, pieces_of
 from edge_rag.train.rose import Preferences, preference_loss
 from hypothesis import given, settings
@@ -34,14 +35,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "i
 VOCABULARY = 50
 
 
-def tiny_network(kind: str = "llama", *, lora: bool = False, seed: int = 0) -> Any:
+def tiny_network(kind: str = "llama", *, lora: bool = False, seed: int = 0, **fields: Any) -> Any:
     import peft
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         kind, vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.3, max_position_embeddings=256,
+        num_key_value_heads=2, initializer_range=0.3, max_position_embeddings=256, **fields,
     )  # fmt: skip
     network = AutoModelForCausalLM.from_config(config)
     if lora:
@@ -157,9 +158,18 @@ def test_preference_losses_fall_as_the_chosen_answer_gains_on_the_rejected_one()
 # --- one sequence for a prompt and all of its answers
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
-def test_answers_that_share_a_prompt_do_not_see_each_other(kind: str) -> None:
-    network = tiny_network(kind)
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("llama", {}), ("qwen2", {}), ("qwen3", {}), ("mistral", {"sliding_window": 4}), ("gemma3_text", WINDOWS)],
+)
+def test_answers_that_share_a_prompt_do_not_see_each_other(kind: str, fields: dict[str, Any], in_blocks: bool) -> None:
+    network = tiny_network(kind, **fields)
+    if in_blocks:
+        use_blocks(network)
     rows = tiny_rows(5, answers=3)
     together, mask = answer_logps(network, rows, pad=0)
     for r, row in enumerate(rows):
@@ -364,6 +374,7 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
+from edge_rag.train.attention import use_blocks
 from edge_rag.train.fit import Fitting, fit
 from test_train_fit import NLL, tiny_network, tiny_rows
 

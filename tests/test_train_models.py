@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -160,7 +161,7 @@ def test_a_live_model_is_scored_as_its_folder_is(folder: Path, tiny: Pair) -> No
 
     live = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     model = TorchModel.of(live, AutoTokenizer.from_pretrained(folder), name="live")
-    assert model.score(prompts(), given()) == tiny.torch.score(prompts(), given())
+    assert largest_difference(model.score(prompts(), given()), tiny.torch.score(prompts(), given())) < 1e-5
     assert live.training
     live(
         input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])
@@ -272,12 +273,13 @@ def test_what_prompts_have_in_common_is_computed_once(tiny: Pair, monkeypatch: p
     texts = [list(ANSWERS[: 1 + n % 3]) for n in range(len(mixed))]
     alone = [tiny.torch.score([prompt], [each])[0] for prompt, each in zip(mixed, texts, strict=True)]
     drawn = [tiny.torch.sample([prompt], n=2, max_tokens=6, temperature=1.0, seed=3)[0] for prompt in mixed]
-    n_computed = []
+    n_computed, rows = [], []
     compute = tiny.torch._compute
 
-    def counted(tokens: Any, *rest: Any, **options: Any) -> Any:
+    def counted(tokens: Any, *rest: Any) -> Any:
         n_computed.append(tokens.numel())
-        return compute(tokens, *rest, **options)
+        rows.append(len(tokens))
+        return compute(tokens, *rest)
 
     monkeypatch.setattr(tiny.torch, "_compute", counted)
     assert largest_difference(tiny.torch.score(mixed, texts), alone) < 1e-4
@@ -286,6 +288,7 @@ def test_what_prompts_have_in_common_is_computed_once(tiny: Pair, monkeypatch: p
     assert tiny.torch.sample(mixed, n=2, max_tokens=6, temperature=1.0, seed=3) == [
         [replace(s, logprob=pytest.approx(s.logprob, abs=1e-4)) for s in each] for each in drawn
     ]
+    assert max(rows) == 3  # what is alike, and each of the others: never one for each question or answer
 
 
 def test_an_answer_that_goes_on_has_no_end(model: LanguageModel) -> None:
@@ -442,6 +445,24 @@ def test_each_prompt_is_told_once_with_what_is_returned(model: LanguageModel) ->
     scored = model.score(prompts(), given(), tell)
     assert [told[i] for i in range(len(scored))] == scored
     assert model.sample([], n=2, max_tokens=4, temperature=1.0, seed=2) == model.score([], []) == []
+
+
+def test_cores_work_beside_each_other_and_tell_in_the_calling_thread(tiny: Pair, folder: Path) -> None:
+    two = TorchModel(folder, device="cpu", threads=2, batch_tokens=64)
+    before, told = torch.get_num_threads(), []
+    found = two.score(prompts(), given(), lambda index, result: told.append((index, threading.get_ident())))
+    assert largest_difference(found, tiny.torch.score(prompts(), given())) < 1e-4
+    assert sorted(told) == [(index, threading.get_ident()) for index in range(len(prompts()))]
+    drawn = [m.sample(prompts(), n=2, max_tokens=6, temperature=1.0, seed=3) for m in (two, tiny.torch)]
+    assert [[s.text for s in each] for each in drawn[0]] == [[s.text for s in each] for each in drawn[1]]
+    assert torch.get_num_threads() == before
+
+    def interrupt(index: int, result: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        two.score(prompts(), given(), interrupt)
+    assert len(two.score(prompts(), given())) == len(prompts())
 
 
 def test_what_on_done_raises_ends_the_call(model: LanguageModel) -> None:

@@ -21,6 +21,7 @@ from edge_rag.interfaces import Progress, Style
 from edge_rag.models.prompt_style import prompt_fields, write_note
 
 from . import losses
+from .attention import branching, for_layers
 from .fit import Fitted, Fitting, Losses, fit_stage
 from .run import TrainingRun
 from .trainable import Trainable
@@ -152,11 +153,11 @@ def _logps(model: Any, rows: Sequence[Row], pad: int, *, with_prompts: bool) -> 
     device = next(model.parameters()).device
     segments, *laid = _lay_out(rows, pad)
     tokens, positions, sources, targets, present = (tensor.to(device) for tensor in laid)
-    mask = _mask(segments)
+    mask = _mask(segments, positions, model)
     kept = torch.unique(sources[present])  # where logits are wanted
     logits = model(
         input_ids=tokens,
-        attention_mask=None if mask is None else mask.to(device),
+        attention_mask=mask,
         position_ids=positions,
         logits_to_keep=0 if with_prompts else kept,
         use_cache=False,
@@ -210,12 +211,9 @@ def _lay_out(rows: Sequence[Row], pad: int) -> tuple[Tensor, ...]:
     return segments, tokens, positions, sources, targets, present
 
 
-def _mask(segments: Tensor) -> Tensor | None:
+def _mask(segments: Tensor, positions: Tensor, model: Any) -> Tensor | dict[str, Tensor] | None:
     """Say what each token sees: the prompt, and of the answers its own; None where the usual causal mask will do."""
     if int(segments.max()) == 1:
-        return None if bool((segments >= 0).all()) else (segments >= 0).long()
-    width = segments.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    seen, seeing = segments[:, None, :], segments[:, :, None]
-    allowed = causal & ((seen == 0) | (seen == seeing))  # padding sees padding: a row that sees nothing would be NaN
-    return allowed[:, None]
+        return None if bool((segments >= 0).all()) else (segments >= 0).long().to(positions.device)
+    config = getattr(model, "module", model).config.get_text_config()  # module: where several processes train
+    return for_layers(config, branching(segments.to(positions.device)), positions, positions)

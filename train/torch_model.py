@@ -1,20 +1,18 @@
 """A language model for training that torch runs: a Hugging Face folder with or without an adapter, or a model in memory.
 
-A prompt is computed once, and its keys and values are expanded for all of its answers; what questions about the same passages
-have in common is computed once for all of them. Batches are made by tokens, so that memory stays bounded whatever the lengths
-are; the longest come first, so that a batch that does not fit says so at once.
+A prompt is computed once for all of its answers, and so is what questions about the same passages have in common (`branches`).
+Batches are made by tokens, so that memory stays bounded whatever the lengths are; the longest come first, so that a batch that
+does not fit says so at once, and cores end at about the same time.
 """
 
-import copy
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # read when transformers is loaded: models lie on this machine, and nothing is fetched
@@ -30,16 +28,21 @@ from edge_rag.models import sampling
 from edge_rag.models.cores import usable_cores
 from edge_rag.models.gguf_vocabulary import is_loop
 
+from .attention import for_layers, use_blocks
+from .branches import Branches, Tips, n_alike
 from .language_model import Contrasted, Prompts, Sampled, Scored
 from .torch_vocabulary import TorchVocabulary
 
 # What models call keys and values from before, in what they take and give.
 _CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
 
-BATCH_TOKENS = {"cpu": 8192, "mps": 16384, "cuda": 131072}  # of prompts and answers that are computed and held at once
-HELD_TOKENS = {"cpu": 32768, "mps": 16384, "cuda": 131072}  # of answers that are being written, and what is before them
+# Prompts and answers that are computed and held at once: on each core, or on the GPU.
+BATCH_TOKENS = {"cpu": 4096, "mps": 16384, "cuda": 131072}
 LOGITS_BYTES = {"cpu": 256 << 20, "mps": 512 << 20, "cuda": 2 << 30}  # for the answers of one call, in 32 bits
 _MEND = "make such a folder: edge-rag export hf NAME -o DIR"
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 
 class TorchModel:
@@ -79,11 +82,11 @@ class TorchModel:
         self, model: Any, tokenizer: Tokenizer, chat: Any, name: str, where: str, context_tokens: int, batch_tokens: int
     ) -> None:
         self.name = name
-        config = model.config.get_text_config()
+        self._config = config = model.config.get_text_config()
         self.context_tokens = context_tokens or int(config.max_position_embeddings)
         kind = model.device.type
+        self._cores = torch.get_num_threads() if kind == "cpu" else 1
         self._batch_tokens = batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS["cpu"])
-        self._held_tokens = batch_tokens or HELD_TOKENS.get(kind, HELD_TOKENS["cpu"])
         logits_bytes = LOGITS_BYTES.get(kind, LOGITS_BYTES["cpu"])
         self._logits_tokens = max(1, logits_bytes // (8 * config.vocab_size))  # as the model gives them, and in 32 bits
         self.vocabulary = TorchVocabulary(tokenizer, chat, _end_ids(model), where)
@@ -106,21 +109,19 @@ class TorchModel:
         sampling.check_sampling(n=n, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
         tokens = self.vocabulary.fitting_prompts(prompts, max_tokens, self.context_tokens)
         done: dict[int, list[Sampled]] = {}
-        with self._answering():
-            for chosen in _batches(tokens, [n * max_tokens] * len(tokens), self._batch_tokens):
-                read = self._read([tokens[i] for i in chosen])
-                drafts = [
-                    _Draft(place, sampling.draws_for(seed, prompts[index], number), not max_tokens)
-                    for place, index in enumerate(chosen)
-                    for number in range(n)
-                ]
-                rows = max(1, self._held_tokens // (read.length + max_tokens))
-                for start in range(0, len(drafts), rows):
-                    self._write(read, drafts[start : start + rows], max_tokens, temperature, top_p)
-                for place, index in enumerate(chosen):
-                    done[index] = [self._sampled(draft) for draft in drafts[place * n : (place + 1) * n]]
-                    if on_done is not None:
-                        on_done(index, done[index])
+
+        def write(rows: list[list[int]]) -> dict[int, list[Sampled]]:
+            read, chosen = self._read_rows(tokens, rows)
+            drafts = [
+                _Draft(place, sampling.draws_for(seed, prompts[index], number), not max_tokens)
+                for place, index in enumerate(chosen)
+                for number in range(n)
+            ]
+            self._write(read, drafts, max_tokens, temperature, top_p)
+            samples = [self._sampled(draft) for draft in drafts]
+            return {index: samples[place * n : (place + 1) * n] for place, index in enumerate(chosen)}
+
+        self._each(_batches(tokens, [n * max_tokens] * len(tokens), self._batch_tokens), write, _telling(done, on_done))
         return [done[index] for index in range(len(tokens))]
 
     def score(
@@ -133,16 +134,18 @@ class TorchModel:
     ) -> list[list[Scored]]:
         tokens, given = self.vocabulary.fitting_answers(prompts, answers, self.context_tokens, ended=ended)
         done: dict[int, list[Scored]] = {}
-        with self._answering():
-            for chosen in _batches(tokens, [sum(map(len, texts)) for texts in given], self._batch_tokens):
-                read = self._read([tokens[i] for i in chosen])
-                wanted = [_Given(p, n, a) for p, index in enumerate(chosen) for n, a in enumerate(given[index])]
-                self._score(read, wanted)
-                for place, index in enumerate(chosen):
-                    values = [w.logprobs for w in wanted if w.place == place]
-                    done[index] = [Scored(t, tuple(v)) for t, v in zip(answers[index], values, strict=True)]
-                    if on_done is not None:
-                        on_done(index, done[index])
+
+        def score(rows: list[list[int]]) -> dict[int, list[Scored]]:
+            read, chosen = self._read_rows(tokens, rows)
+            wanted = [_Given(place, n, a) for place, index in enumerate(chosen) for n, a in enumerate(given[index])]
+            self._score(read, wanted)
+            return {
+                index: [Scored(answers[index][w.number], tuple(w.logprobs)) for w in wanted if w.place == place]
+                for place, index in enumerate(chosen)
+            }
+
+        lengths = [sum(map(len, texts)) for texts in given]
+        self._each(_batches(tokens, lengths, self._batch_tokens), score, _telling(done, on_done))
         return [done[index] for index in range(len(tokens))]
 
     def contrast(
@@ -155,63 +158,80 @@ class TorchModel:
         alpha: float,
     ) -> list[list[list[Contrasted]]]:
         plain, given = self.vocabulary.fitting_answers(without, answers, self.context_tokens, ended=False)
-        done = []
-        with self._answering():
-            for number, (several, texts) in enumerate(zip(prompts, answers, strict=True)):
-                tokens, _ = self.vocabulary.fitting_answers(
-                    several, [texts] * len(several), self.context_tokens, ended=False
-                )
-                before = [_Given(0, n, answer) for n, answer in enumerate(given[number])]
-                self._keep(self._read([plain[number]]), before)
-                found: dict[int, list[Contrasted]] = {}
-                for chosen in _batches(tokens, [sum(map(len, given[number]))] * len(tokens), self._batch_tokens):
-                    read = self._read([tokens[i] for i in chosen])
-                    wanted = [_Given(p, n, a) for p in range(len(chosen)) for n, a in enumerate(given[number])]
-                    self._contrast(read, wanted, before, alpha)
-                    for place, index in enumerate(chosen):
-                        own = [w for w in wanted if w.place == place]
-                        found[index] = [
-                            Contrasted(text, tuple(w.logprobs), tuple(w.contrasts))
-                            for text, w in zip(texts, own, strict=True)
-                        ]
-                done.append([found[index] for index in range(len(tokens))])
-                if on_done is not None:
-                    on_done(number, done[-1])
-        return done
+        done: dict[int, list[list[Contrasted]]] = {}
 
-    def _read(self, prompts: list[list[int]]) -> "_Read":
-        """Compute prompts together, with padding on their left: once, what most of them is alike."""
-        alike = _alike(prompts)
-        before = self._read([prompts[0][:alike]]).rows(self._tensor([0] * len(prompts))) if alike else None
-        rests = [prompt[alike:] for prompt in prompts]
-        length = max(map(len, rests))
-        padded = [[0] * (length - len(rest)) + rest for rest in rests]
-        mask = self._tensor([[0] * (length - len(rest)) + [1] * len(rest) for rest in rests])
-        if before is not None:
-            mask = torch.cat([before.mask, mask], 1)
-        found = self._compute(self._tensor(padded), mask, before and before.cache, logits_to_keep=1)
-        return _Read(found[_CACHE], mask, found.logits[:, -1].float(), alike + length)
+        def contrast(number: int) -> dict[int, list[list[Contrasted]]]:
+            several, texts = prompts[number], answers[number]
+            tokens, _ = self.vocabulary.fitting_answers(
+                several, [texts] * len(several), self.context_tokens, ended=False
+            )
+            before = self._logits_without(plain[number], given[number])
+            found: dict[int, list[Contrasted]] = {}
+            for rows in _batches(tokens, [sum(map(len, given[number]))] * len(tokens), self._batch_tokens):
+                read, chosen = self._read_rows(tokens, rows)
+                wanted = [_Given(place, n, a) for place in range(len(chosen)) for n, a in enumerate(given[number])]
+                self._contrast(read, wanted, before, alpha)
+                for place, index in enumerate(chosen):
+                    found[index] = [
+                        Contrasted(texts[w.number], tuple(w.logprobs), tuple(w.contrasts))
+                        for w in wanted
+                        if w.place == place
+                    ]
+            return {number: [found[index] for index in range(len(tokens))]}
 
-    def _write(self, read: "_Read", drafts: list["_Draft"], max_tokens: int, temperature: float, top_p: float) -> None:
+        self._each(range(len(prompts)), contrast, _telling(done, on_done))
+        return [done[number] for number in range(len(prompts))]
+
+    def _each(self, pieces: Iterable[P], work: Callable[[P], R], take: Callable[[R], object]) -> None:
+        """Work on pieces; `take` has in this thread what comes of each.
+
+        On a processor each core works on a piece of its own: where they share every operation, half of their time is lost.
+        """
+        was_training = self._model.training
+        self._model.eval()
+
+        def alone(piece: P) -> R:
+            torch.set_num_threads(1)  # of this thread
+            with torch.no_grad():  # not inference mode: what a model then remembers cannot be trained
+                return work(piece)
+
+        try:
+            if self._cores == 1:
+                for piece in pieces:
+                    with torch.no_grad():
+                        found = work(piece)
+                    take(found)
+                return
+            with ThreadPoolExecutor(self._cores) as pool:
+                going = [pool.submit(alone, piece) for piece in pieces]
+                try:
+                    for done in as_completed(going):
+                        take(done.result())
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
+        finally:
+            self._model.train(was_training)
+
+    def _read_rows(self, prompts: list[list[int]], rows: list[list[int]]) -> tuple[Branches, list[int]]:
+        """Compute rows of prompts, and return which of `prompts` they are."""
+        read = Branches(self._compute, [[prompts[n] for n in row] for row in rows], self._model.device)
+        return read, [n for row in rows for n in row]
+
+    def _write(self, read: Branches, drafts: list["_Draft"], max_tokens: int, temperature: float, top_p: float) -> None:
         """Finish drafts, a token of each at a time."""
-        places = self._tensor([draft.place for draft in drafts])
-        held, logits = read.rows(places), read.logits[places]
-        going = list(drafts)
-        while not all(draft.is_finished for draft in going):
+        going = [draft for draft in drafts if not draft.is_finished]
+        prompts = [draft.place for draft in going]
+        tips, logits = Tips(read, prompts), read.logits[prompts]
+        while going:
             tokens = self._draw(logits, [draft.draws.random() for draft in going], temperature, top_p)
             logprobs = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
             for draft, token, logprob in zip(going, tokens.tolist(), _checked(logprobs), strict=True):
-                if not draft.is_finished:
-                    draft.add(token, logprob, self.vocabulary.is_end(token), max_tokens)
-            left = [i for i, draft in enumerate(going) if not draft.is_finished]
-            # To leave some out copies the others, which costs more than a token of those that are done.
-            if len(left) <= len(going) // 2:
-                going = [going[i] for i in left]
-                held, tokens = held.rows(self._tensor(left)), tokens[self._tensor(left)]
+                draft.add(token, logprob, self.vocabulary.is_end(token), max_tokens)
+            left = [n for n, draft in enumerate(going) if not draft.is_finished]
+            going = [going[n] for n in left]
             if going:
-                held.mask = torch.cat([held.mask, torch.ones_like(held.mask[:, :1])], 1)
-                found = self._compute(tokens[:, None], held.mask, held.cache, logits_to_keep=1)
-                held.cache, logits = found[_CACHE], found.logits[:, -1].float()
+                tips.keep(left)
+                logits = tips.grow(tokens[left])
 
     def _draw(self, logits: Any, draws: list[float], temperature: float, top_p: float) -> Any:
         """Choose a token for each row by a random number, as sampling.sampler does."""
@@ -228,71 +248,43 @@ class TorchModel:
         drawn = torch.tensor(draws, dtype=exact, device=logits.device)[:, None] * up_to[:, -1:]
         return torch.searchsorted(up_to, drawn, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
-    def _score(self, read: "_Read", wanted: list["_Given"]) -> None:
-        """Add the log-probabilities of given answers to prompts that have been read."""
+    def _score(self, read: Branches, wanted: list["_Given"]) -> None:
+        """Find the log-probabilities of given answers to prompts that have been read."""
+        for w, logits in self._logits(read, wanted):
+            values = logits.gather(1, self._tensor(w.tokens)[:, None])[:, 0] - logits.logsumexp(-1)
+            w.logprobs = _checked(values.tolist())
 
-        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
-            values = logits.gather(2, tokens[:, :, None])[:, :, 0] - logits.logsumexp(-1)
-            for w, row in zip(together, values.tolist(), strict=True):
-                w.logprobs += _checked(row[: len(w.tokens) - len(w.logprobs)])
+    def _contrast(self, read: Branches, wanted: list["_Given"], without: Sequence[Any], alpha: float) -> None:
+        """Do so, and find by what the prompts add to the one whose logits are `without`, by the number of the answer."""
+        for w, logits in self._logits(read, wanted):
+            both = torch.stack([logits, (1 + alpha) * logits - alpha * without[w.number]])
+            targets = self._tensor(w.tokens)[None, :, None].expand(2, -1, -1)
+            values = both.gather(2, targets)[:, :, 0] - both.logsumexp(-1)
+            w.logprobs, w.contrasts = _checked(values[0].tolist()), _checked(values[1].tolist())
 
-        self._follow(read, wanted, take)
+    def _logits_without(self, prompt: list[int], answers: Sequence[list[int]]) -> list[Any]:
+        """Return the logits before each token of answers to a prompt."""
+        wanted = [_Given(0, n, answer) for n, answer in enumerate(answers)]
+        found = {w.number: logits for w, logits in self._logits(self._read_rows([prompt], [[0]])[0], wanted)}
+        return [found[n] for n in range(len(answers))]
 
-    def _contrast(self, read: "_Read", wanted: list["_Given"], plain: Sequence["_Given"], alpha: float) -> None:
-        """Do so, and add those by what the prompts add to the one whose answers are `plain`, by their numbers."""
+    def _logits(self, read: Branches, wanted: Sequence["_Given"]) -> Iterator[tuple["_Given", Any]]:
+        for place, logits in read.logits_of([(w.place, w.tokens) for w in wanted], self._logits_tokens):
+            yield wanted[place], logits
 
-        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
-            for w, row, targets in zip(together, logits, tokens, strict=True):
-                start, n = len(w.logprobs), min(len(w.tokens) - len(w.logprobs), len(targets))
-                without = torch.stack(plain[w.number].logits[start : start + n])
-                both = torch.stack([row[:n], (1 + alpha) * row[:n] - alpha * without])
-                values = both.gather(2, targets[None, :n, None].expand(2, -1, -1))[:, :, 0] - both.logsumexp(-1)
-                w.logprobs += _checked(values[0].tolist())
-                w.contrasts += _checked(values[1].tolist())
-
-        self._follow(read, wanted, take)
-
-    def _keep(self, read: "_Read", wanted: list["_Given"]) -> None:
-        """Keep the logits before each token of given answers to one prompt that has been read."""
-
-        def take(together: list[_Given], tokens: Any, logits: Any) -> None:
-            for w, row in zip(together, logits, strict=True):
-                w.logits += row[: len(w.tokens) - len(w.logits)]
-
-        self._follow(read, wanted, take)
-
-    def _follow(self, read: "_Read", wanted: list["_Given"], take: "_Take") -> None:
-        """Let `take` have the logits before the tokens of given answers: before their first ones, then before all others."""
-        for start in range(0, len(wanted), self._logits_tokens):
-            some = wanted[start : start + self._logits_tokens]
-            places = self._tensor([w.place for w in some])
-            take(some, self._tensor([w.tokens[:1] for w in some]), read.logits[places][:, None])
-        longer = sorted((w for w in wanted if len(w.tokens) > 1), key=lambda w: -len(w.tokens))
-        while longer:
-            width = len(longer[0].tokens) - 1
-            rows = max(1, min(self._batch_tokens // (read.length + width), self._logits_tokens // width))
-            together, longer = longer[:rows], longer[rows:]
-            held = read.rows(self._tensor([w.place for w in together]))
-            inputs = self._tensor([w.tokens[:-1] + [0] * (width - len(w.tokens) + 1) for w in together])
-            targets = self._tensor([w.tokens[1:] + [0] * (width - len(w.tokens) + 1) for w in together])
-            real = self._tensor([[1] * (len(w.tokens) - 1) + [0] * (width - len(w.tokens) + 1) for w in together])
-            mask = torch.cat([held.mask, real], 1)
-            take(together, targets, self._compute(inputs, mask, held.cache).logits.float())
-
-    def _compute(self, tokens: Any, mask: Any, cache: Any, **options: Any) -> Any:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+    def _compute(self, tokens: Any, positions: Any, mask: Any, of_keys: Any, cache: Any, places: Any) -> Any:
         try:
             return self._model(
                 input_ids=tokens,
-                attention_mask=mask,
+                attention_mask=None if mask is None else for_layers(self._config, mask, positions, of_keys),
                 position_ids=positions,
                 use_cache=True,
+                logits_to_keep=places,
                 **{_CACHE: cache},
-                **options,
-            )
+            ).logits
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                f"{self.name}: no memory for {tokens.shape[0]} texts of {mask.shape[1]} tokens",
+                f"{self.name}: no memory for {tokens.shape[0]} texts of {tokens.shape[1]} tokens",
                 mend=f"give batch_tokens less than {self._batch_tokens}",
             ) from error
 
@@ -304,55 +296,33 @@ class TorchModel:
     def _tensor(self, values: Any) -> Any:
         return torch.tensor(values, dtype=torch.long, device=self._model.device)
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Switch the model to evaluation, and back. Not to inference mode: what a model then remembers cannot be trained."""
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._model.train(was_training)
 
+def _telling(done: dict[int, R], on_done: Callable[[int, R], None] | None) -> Callable[[dict[int, R]], None]:
+    """Return what keeps results by their numbers, and tells them."""
 
-@dataclass(slots=True)
-class _Read:
-    """Prompts that have been computed."""
+    def take(found: dict[int, R]) -> None:
+        for index, result in found.items():
+            done[index] = result
+            if on_done is not None:
+                on_done(index, result)
 
-    cache: Any
-    mask: Any  # (prompts, length): 0 where padding is
-    logits: Any  # (prompts, vocabulary): after their last tokens
-    length: int
-
-    def rows(self, places: Any) -> "_Read":
-        """Return these prompts, some of them more than once. Keys and values are new, and those here stay as they are."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        cache.batch_select_indices(places)
-        return _Read(cache, self.mask[places], self.logits, self.length)
+    return take
 
 
 @dataclass(slots=True)
 class _Given:
-    place: int  # of its prompt in the batch
+    place: int  # of its prompt among those that are read
     number: int  # among the answers to that prompt
     tokens: list[int]
     logprobs: list[float] = field(default_factory=list)
     contrasts: list[float] = field(default_factory=list)
-    logits: list[Any] = field(default_factory=list)  # where they are kept
-
-
-_Take = Callable[
-    [list[_Given], Any, Any], None
-]  # (answers, (answers, n) tokens, (answers, n, vocabulary) logits before them)
 
 
 @dataclass(slots=True)
 class _Draft:
     """An answer in the making."""
 
-    place: int  # of its prompt in the batch
+    place: int  # of its prompt among those that are read
     draws: random.Random
     is_finished: bool
     is_whole: bool = False
@@ -370,56 +340,46 @@ class _Draft:
         self.is_finished = self.is_loop or len(self.tokens) >= max_tokens
 
 
-def _batches(prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield prompts that are read together: those that are mostly alike, others by like length; the longest first.
+def _batches(prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[list[int]]]:
+    """Yield rows of prompts that are read together, the longest first. Prompts of a row are mostly alike.
 
     `more` is what the answers to each may add.
     """
-    families, others = [], []
-    for family in _families(prompts):
-        if len(family) > 1:
-            families.append(family)
-        else:
-            others += family
-    batches = [
-        batch
-        for members in [*families, others]
-        for batch in _cut(sorted(members, key=lambda i: -len(prompts[i])), prompts, more, batch_tokens)
-    ]
-    yield from sorted(batches, key=lambda batch: -len(prompts[batch[0]]))
-
-
-def _cut(order: list[int], prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for index in order:
-        longest = len(prompts[batch[0]]) if batch else len(prompts[index])
-        if batch and (len(batch) + 1) * longest + sum(more[i] for i in [*batch, index]) > batch_tokens:
+    rows = [*_families(prompts, more, batch_tokens)]
+    sizes = [_size([prompts[n] for n in row]) + sum(more[n] for n in row) for row in rows]
+    batch: list[list[int]] = []
+    longest = 0
+    for n in sorted(range(len(rows)), key=lambda n: -sizes[n]):
+        if batch and (len(batch) + 1) * longest > batch_tokens:
             yield batch
             batch = []
-        batch.append(index)
+        longest = longest if batch else sizes[n]
+        batch.append(rows[n])
     if batch:
         yield batch
 
 
-def _families(prompts: list[list[int]]) -> Iterator[list[int]]:
+def _families(prompts: list[list[int]], more: list[int], batch_tokens: int) -> Iterator[list[int]]:
     """Group prompts that follow each other and are mostly alike: questions about the same passages."""
     family: list[int] = []
+    size = 0
     for index, prompt in enumerate(prompts):
-        if family and not _alike([prompts[family[0]], prompt]):
-            yield family
-            family = []
+        if family:
+            alike = n_alike([prompts[family[0]], prompt])
+            size += len(prompt) - alike + more[index]
+            if not alike or size > batch_tokens:
+                yield family
+                family = []
+        if not family:
+            size = len(prompt) + more[index]
         family.append(index)
     if family:
         yield family
 
 
-def _alike(prompts: list[list[int]]) -> int:
-    """Return how many tokens prompts begin with alike, if that is most of each: else 0."""
-    if len(prompts) == 1:
-        return 0
-    n = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
-    n = min(n, min(map(len, prompts)) - 1)  # something of each is left to be answered
-    return n if 2 * n > max(map(len, prompts)) else 0
+def _size(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens a row of prompts has."""
+    return sum(map(len, prompts)) - n_alike(prompts) * (len(prompts) - 1)
 
 
 def _checked(logprobs: list[float]) -> list[float]:
@@ -444,6 +404,8 @@ def open_folder(
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if is_merged else getattr(torch, dtype), local_files_only=True
         )
+        if device == "cpu":
+            use_blocks(model)
         if adapter is not None:
             import peft
 

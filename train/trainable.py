@@ -12,7 +12,6 @@ from edge_rag.errors import UsageError
 from edge_rag.interfaces import Message
 from edge_rag.models.cores import usable_cores
 
-from .attention import use_blocks
 from .fit import Precision, computes_in_bfloat16
 from .torch_model import TorchModel, open_folder
 
@@ -79,8 +78,6 @@ def open_trainable(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "bfloat16" if lora_rank and computes_in_bfloat16(precision, torch.device(device)) else "float32"
     network, _, tokenizer = open_folder(base, adapter, device, dtype, is_trainable=True)
-    if device == "cpu":
-        use_blocks(network)
     torch.manual_seed(seed)
     if lora_rank and adapter is None:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
