@@ -1,6 +1,7 @@
 """edge-rag train supervised and rose: from question files to an adapter that the runtime loads, with a tiny model."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -184,6 +185,8 @@ def test_rose_prefers_right_responses_and_its_adapter_runs(
     edge_rag(*command, "--loss", "dpo", "--pick", "random", "--responses", tmp_path / "rose", home=home)
     for name, stored in (("responses", sampled), ("scores", scored)):
         assert sorted((tmp_path / "other" / "rows" / f"{name}.jsonl").read_bytes()) == sorted(stored)
+    losses = [row["dev_loss"] for row in read_rows(tmp_path / "other" / METRICS) if "dev_loss" in row]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.01)  # nothing was gained on what the writer thought of them
     command[command.index(tmp_path / "other")] = tmp_path / "joined"
     edge_rag(*command, "--loss", "dpo", "--together", 3, home=home)
     examples = read_rows(tmp_path / "joined" / "examples" / "train.jsonl")
@@ -244,6 +247,7 @@ def test_answers_are_judged_by_all_that_is_accepted(answer: str, kind: str) -> N
 def test_where_nothing_tells_only_to_say_so_is_right() -> None:
     assert is_right(NOT_FOUND, example()) == is_right(NOT_FOUND.lower(), example()) == "right"
     assert is_right("Thomas Moar", example()) == "wrong"
+    assert is_right("That is not in these documents.", example()) == "unclear"
 
 
 def test_the_same_answer_in_odd_letters_is_no_other_one() -> None:

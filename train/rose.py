@@ -15,7 +15,7 @@ each begins from the model of the one before.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ from .quotes import reasoned_target
 from .run import ROWS, TrainingRun
 from .supervised import Plan, hashes_of_sets, make_examples, model_to_train, read_examples
 from .trainable import ADAPTER, Trainable
-from .writer import borrow, key_of, open_writer, sample_once, score_once, telling
+from .writer import borrow, key_of, open_writer, sample_once, score_once
 
 Pick = Literal["hardest", "random", "easiest"]
 
@@ -296,24 +296,15 @@ class _Round:
         return found
 
     def rows(self, pairs: Path, part: str) -> list[Row]:
-        """Make the rows to train on; DPO compares with what the model thought of them before."""
+        """Make the rows to train on; DPO compares with what the writer thought of them, which is what they were chosen by."""
         examples = {example.id: example for example in read_examples(self.examples, part)}
         found = read_pairs(pairs, part)
-        prompts = [examples[pair.example].prompt for pair in found]
-        before: list[tuple[float, ...]] = [()] * len(found)
-        if self.preferences.loss == "dpo":
-            scored = self.model.language_model.score(
-                prompts, [[pair.chosen, pair.rejected] for pair in found], self.told(f"{part}, reference", len(found))
-            )
-            before = [tuple(score.sum for score in scores) for scores in scored]
-        rows = [
-            Row(
-                self.model.prompt(prompt),
-                (self.model.answer(pair.chosen), self.model.answer(pair.rejected)),
-                reference=reference,
-            )
-            for pair, prompt, reference in zip(found, prompts, before, strict=True)
-        ]
+        rows = []
+        for pair in found:
+            answers = self.model.answer(pair.chosen), self.model.answer(pair.rejected)
+            means = pair.chosen_logprob, pair.rejected_logprob
+            reference = tuple(mean * len(answer) for mean, answer in zip(means, answers, strict=True))
+            rows.append(Row(self.model.prompt(examples[pair.example].prompt), answers, reference=reference))
         asked = [examples[pair.example] for pair in found]
         rows = weighed(rows, [example.style for example in asked])
         return sharing_prompts(rows, groups_of(asked)) if self.plan.together > 1 else rows
@@ -335,9 +326,6 @@ class _Round:
             temperature=self.preferences.temperature if temperature is None else temperature,
             what=f"round {self.number}, {what}", progress=self.progress,
         )  # fmt: skip
-
-    def told(self, what: str, total: int) -> Callable[[int, object], None]:
-        return telling(self.progress, f"round {self.number}, {what}", total)
 
     def show(self, pairs: Sequence[Pair], examples: Sequence[Example]) -> None:
         shown = random.Random(0).sample(list(pairs), min(30, len(pairs)))
@@ -383,8 +371,8 @@ def is_right(answer: str, example: Example) -> Kind:
         return "wrong" if example.answers else "right"
     if not answer:
         return "unclear"
-    if not example.answers:
-        return "wrong"
+    if not example.answers:  # a refusal in other words is none of ours, nor is it an answer
+        return "unclear" if score_text(answer, [NOT_FOUND])["f1"] > WRONG_F1 else "wrong"
     scores = score_text(answer, example.answers)
     if scores["em"]:
         return "right"
