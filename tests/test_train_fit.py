@@ -374,7 +374,6 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from edge_rag.train.attention import use_blocks
 from edge_rag.train.fit import Fitting, fit
 from test_train_fit import NLL, tiny_network, tiny_rows
 
