@@ -400,6 +400,7 @@ def open_folder(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     is_merged = adapter is not None and not is_trainable
+    opened, mend = str(folder), _MEND
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if is_merged else getattr(torch, dtype), local_files_only=True
@@ -409,18 +410,19 @@ def open_folder(
         if adapter is not None:
             import peft
 
+            opened, mend = f"{adapter} on {folder}", "give an adapter of this model; if a file is damaged, train it again"
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
                 model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         if is_merged:
             model = model.merge_and_unload().to(getattr(torch, dtype))
+        opened, mend = str(folder), _MEND
         chat = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return model.to(device).eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), chat
     except (EdgeRagError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever damaged files make them raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        place = f"{folder} with {adapter}" if adapter else str(folder)
-        raise ModelError(f"{place} cannot be opened: {type(error).__name__}: {reason}", mend=_MEND) from error
+        raise ModelError(f"{opened} cannot be opened: {type(error).__name__}: {reason}", mend=mend) from error
 
 
 def check_folder(folder: Path, adapter: Path | None) -> None:
