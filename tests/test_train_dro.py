@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,9 @@ def place_of(question: Question, text: str) -> int:
 
 
 def judged_by(writer: Writer, work: _Learning) -> Judged:
-    lists = work.lists(1, writer, work.base, "train")  # type: ignore[arg-type]
-    (found,) = work.judge(1, writer, None, "train", lists)  # type: ignore[arg-type]
+    questions = work.drawn(1)
+    lists = work.lists(1, writer, work.base, "train", questions)  # type: ignore[arg-type]
+    (found,) = work.judge(1, writer, None, "train", questions, lists)  # type: ignore[arg-type]
     return found
 
 
@@ -148,6 +150,16 @@ def test_where_all_lists_are_the_same_others_are_drawn_hotter(question: Question
     assert found.lists == ((0, 1), (3, 1))
 
 
+def test_each_iteration_draws_questions_of_its_own(question: Question, tmp_path: Path) -> None:
+    questions = [replace(question, id=str(n)) for n in range(40)]
+    some, every = learning(tmp_path, question, Joint(per_iteration=8)), learning(tmp_path, question, Joint())
+    some, every = (replace(work, questions={"train": questions, "dev": [question]}) for work in (some, every))
+    first, second = ([one.id for one in some.drawn(number)] for number in (1, 2))
+    assert len(set(first)) == len(set(second)) == 8 and first != second
+    assert [one.id for one in some.drawn(1)] == first
+    assert every.drawn(1) == questions
+
+
 def test_a_selector_that_writes_no_list_at_all_is_said_so(question: Question, tmp_path: Path) -> None:
     with pytest.raises(EdgeRagError, match=r"wrote no list for any of 1 train questions; give more"):
         judged_by(Writer(["3 and 4"], ["nothing"]), learning(tmp_path, question, Joint()))
@@ -161,7 +173,9 @@ def test_figures_count_what_was_listed_and_what_was_answered(question: Question)
     assert (figures["gold_listed"], figures["lists_read"]) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("changes", [{"keep": 0}, {"samples": 0}, {"temperature": 0.0}, {"sharpness": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{"keep": 0}, {"samples": 0}, {"per_iteration": 0}, {"temperature": 0.0}, {"sharpness": 0.0}]
+)
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="make no sense"):
         Joint(**changes)
@@ -179,6 +193,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     questions = door_questions(tmp_path_factory.mktemp("questions") / "doors.jsonl")
     settings = ["--candidates", 3, "--keep", 2, "--samples", 3, "--iterations", 2, "--temperature", 1.2, "--limit", 24]
+    settings += ["--per-iteration", 16]
     quickly = ["--dev-limit", 6, "--batch", 4, "--evaluate-every", 6, "--epochs", 4, "--lora-rank", 8]
     return ["train", "dro", "--base", base, "--set", questions, "--learning-rate", 0.01, *settings, *quickly]
 
@@ -195,7 +210,7 @@ def test_both_learn_together_and_go_on_where_they_were_stopped(command: list[obj
     assert (run / "model" / "selector" / "adapter_model.safetensors").is_file()
     lists = read_rows(run / "lists-1" / "train.jsonl")
     assert lists and all(sum(row["weights"]) == pytest.approx(1) for row in lists)
-    assert any(len(row["lists"]) > 1 for row in lists)
+    assert any(len(row["lists"]) > 1 for row in lists) and len(lists) <= 16
     page = (run / "page.html").read_text()
     assert "Lists, iteration 1" in page and "Iterations" in page
     stored = {name: (run / "rows" / f"{name}.jsonl").read_bytes() for name in ("written", "likelihoods")}

@@ -65,6 +65,7 @@ class Joint:
     keep: int = 4  # passages of a list
     samples: int = 4  # lists of each question
     iterations: int = 3  # at most
+    per_iteration: int | None = None  # questions that are drawn for each, others each time; None: all
     temperature: float = 0.8  # at which lists are sampled
     sharpness: float = 1.0  # of the weights: 1 is Bayes's rule; means over tokens differ little, and may want more
     whole: bool = (
@@ -81,12 +82,13 @@ class Joint:
             self.keep >= 1
             and self.samples >= 1
             and self.iterations >= 1
+            and self.per_iteration != 0
             and self.temperature > 0
             and self.sharpness > 0
         ):
             raise UsageError(
                 "lists of these settings make no sense",
-                mend="keep 1 or more passages, give 1 or more samples and iterations, a temperature and a sharpness above 0",
+                mend="keep, draw and ask for 1 or more, once or more often, with a temperature and a sharpness above 0",
             )
 
 
@@ -229,6 +231,7 @@ class _Learning:
     def write_lists(self, number: int, selector: Path, generator: Path | None) -> dict[Part, list[Judged]]:
         """Let the selector write lists, and the generator judge them."""
         name = f"lists-{number}"
+        asked = {"train": self.drawn(number), "dev": self.questions["dev"]}
         inputs = {
             "questions": self.question_files,
             "base": self.base,
@@ -240,19 +243,27 @@ class _Learning:
         with self.run.stage(name, inputs) as stage:
             if not stage.is_complete:
                 with self.open(SELECTOR, selector) as writer:
-                    lists = {part: self.lists(number, writer, selector, part) for part in PARTS}
+                    lists = {part: self.lists(number, writer, selector, part, asked[part]) for part in PARTS}
                 with self.open(GENERATOR, generator) as writer:
                     for part in PARTS:
-                        judged = self.judge(number, writer, generator, part, lists[part])
+                        judged = self.judge(number, writer, generator, part, asked[part], lists[part])
                         write_rows(stage.folder / f"{part}.jsonl", map(_judged_row, judged))
                         self.tell_lists(number, part, judged)
         found = {part: read_rows(self.run.folder / name / f"{part}.jsonl") for part in PARTS}
         known = {part: {q.id: q for q in self.questions[part]} for part in PARTS}
         return {part: [_judged_of_row(row, known[part][row["id"]]) for row in found[part]] for part in PARTS}
 
-    def lists(self, number: int, writer: LanguageModel, selector: Path, part: Part) -> list[list[tuple[int, ...]]]:
+    def drawn(self, number: int) -> Sequence[Question]:
+        """Return the train questions of an iteration, which reads several times as much of each as the warm-up does."""
+        questions, wanted = self.questions["train"], self.joint.per_iteration
+        if wanted is None or wanted >= len(questions):
+            return questions
+        return random.Random(f"{self.plan.fitting.seed} {number}").sample(questions, wanted)
+
+    def lists(
+        self, number: int, writer: LanguageModel, selector: Path, part: Part, questions: Sequence[Question]
+    ) -> list[list[tuple[int, ...]]]:
         """Return the different lists of each question. Where all are the same they tell nothing: some are drawn hotter."""
-        questions = self.questions[part]
         found = self.sampled(f"iteration {number}, {part}, lists", writer, selector, questions, self.joint.temperature)
         same = [n for n, lists in enumerate(found) if len(lists) < 2]
         hotter = self.sampled(
@@ -285,10 +296,11 @@ class _Learning:
         writer: LanguageModel,
         generator: Path | None,
         part: Part,
+        questions: Sequence[Question],
         lists: Sequence[list[tuple[int, ...]]],
     ) -> list[Judged]:
         """Weigh the lists of each question by the likelihood of the accepted answer that is likeliest after it."""
-        asked = [(q, places) for q, own in zip(self.questions[part], lists, strict=True) for places in own]
+        asked = [(q, places) for q, own in zip(questions, lists, strict=True) for places in own]
         prompts = [q.answering(places, self.joint.style) for q, places in asked]
         answers = [q.answers for q, _ in asked]
         made_by = key_of(self.base, generator, writer)
@@ -305,7 +317,7 @@ class _Learning:
                 writer.score([prompts[n] for n in new], [answers[n] for n in new], keep)
             found = {(q.id, places): known[key] for (q, places), key in zip(asked, keys, strict=True)}
         judged = []
-        for q, own in zip(self.questions[part], lists, strict=True):
+        for q, own in zip(questions, lists, strict=True):
             if own:
                 scores = np.array([found[q.id, places] for places in own])[:, :, 0 if self.joint.whole else 1]
                 weights = targets.shares(scores.max(1).tolist(), 1 / self.joint.sharpness)

@@ -410,7 +410,8 @@ def open_folder(
         if adapter is not None:
             import peft
 
-            opened, mend = f"{adapter} on {folder}", "give an adapter of this model; if a file is damaged, train it again"
+            opened = f"{adapter} on {folder}"
+            mend = "give an adapter of this model; if a file is damaged, train it again"
             with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of peft, at transformers
                 model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
         if is_merged:

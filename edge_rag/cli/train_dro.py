@@ -46,6 +46,9 @@ def dro(
     keep: Annotated[int, typer.Option(help="Passages of a list.", min=1)] = 4,
     samples: Annotated[int, typer.Option(help="Lists that are drawn for each question.", min=1)] = 4,
     iterations: Annotated[int, typer.Option(help="At most; they end when F1 on dev ends to rise.", min=1)] = 3,
+    per_iteration: Annotated[
+        int | None, typer.Option(help="Questions of an iteration, drawn anew for each. [default: all]", min=1)
+    ] = None,
     temperature: Annotated[float, typer.Option(help="At which lists are drawn.", min=0.01)] = 0.8,
     sharpness: Annotated[float, typer.Option(help="Of the weights of lists; 1 is Bayes's rule.", min=0.01)] = 1.0,
     likelihood: Annotated[
@@ -95,9 +98,11 @@ def dro(
         raise UsageError("this generator gives reasons, which no list can be judged by", mend="give --prompt words")
     if not lora_rank:
         raise UsageError("selector and generator are adapters of one base", mend="give a --lora-rank above 0")
+    is_whole = one_of("--likelihood", likelihood, ("mean", "whole")) == "whole"
+    frozen = one_of("--freeze", freeze, ("selector", "generator")) if freeze else ""
     joint = Joint(
-        keep, samples, iterations, temperature, sharpness, one_of("--likelihood", likelihood, ("mean", "whole")) == "whole",
-        words, one_of("--freeze", freeze, ("selector", "generator")) if freeze else "", style, str(teacher or ""), lora_rank,
+        keep, samples, iterations, per_iteration, temperature, sharpness, is_whole, words, frozen, style, str(teacher or ""),
+        lora_rank,
     )  # fmt: skip
     figures = train_dro(
         base, out, plan, joint, adapter=adapter, embedder=open_embedder(settings.embedder, threads=settings.threads),
