@@ -506,7 +506,7 @@ def test_a_folder_that_is_no_model_is_named_with_what_makes_one(folder: Path, tm
         TorchModel(folder, tmp_path / "empty")
     weights = make_adapter(tmp_path / "adapter", folder) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="adapter on .* cannot be opened: .*; give an adapter of this model"):
+    with pytest.raises(ModelError, match=r"adapter on .* cannot be opened: .*; give an adapter of this model"):
         TorchModel(folder, tmp_path / "adapter")
     with pytest.raises(UsageError, match="'int4' is no type"):
         TorchModel(folder, dtype="int4")
